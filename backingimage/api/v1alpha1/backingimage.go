@@ -1,0 +1,189 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// SourceType says where an image's bytes come from.
+// +kubebuilder:validation:Enum=download;upload;export-from-volume;clone;restore
+type SourceType string
+
+const (
+	SourceDownload SourceType = "download"
+	SourceUpload   SourceType = "upload"
+	SourceExport   SourceType = "export-from-volume"
+	SourceClone    SourceType = "clone"
+	SourceRestore  SourceType = "restore"
+)
+
+// Keys of BackingImageSpec.SourceParameters.
+const (
+	ParameterURL = "url"
+)
+
+// BackingImageSpec is what users want of an image. The controller never writes it.
+//
+// +kubebuilder:validation:XValidation:rule="self.sourceType == oldSelf.sourceType",message="sourceType is immutable: delete the image and create it anew, or use another name"
+// +kubebuilder:validation:XValidation:rule="has(self.sourceParameters) == has(oldSelf.sourceParameters) && (!has(self.sourceParameters) || self.sourceParameters == oldSelf.sourceParameters)",message="sourceParameters are immutable: delete the image and create it anew, or use another name"
+// +kubebuilder:validation:XValidation:rule="has(self.checksum) == has(oldSelf.checksum) && (!has(self.checksum) || self.checksum == oldSelf.checksum)",message="checksum is immutable: delete the image and create it anew, or use another name"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || (has(self.sourceParameters) && 'url' in self.sourceParameters && self.sourceParameters['url'].matches('^https?://[^/?#]+'))",message="sourceParameters.url: a download needs an http:// or https:// URL with a host"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || !has(self.sourceParameters) || !('url' in self.sourceParameters) || !self.sourceParameters['url'].matches('^https?://[^/?#]*@')",message="sourceParameters.url: a user name or password in the URL would be readable by everyone who can read the image; remove it"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'export-from-volume' || (has(self.sourceParameters) && 'volume-name' in self.sourceParameters)",message="sourceParameters.volume-name: export-from-volume needs the volume's name"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'clone' || (has(self.sourceParameters) && 'backing-image' in self.sourceParameters)",message="sourceParameters.backing-image: clone needs the name of the image to clone"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'restore' || (has(self.sourceParameters) && 'backup-url' in self.sourceParameters)",message="sourceParameters.backup-url: restore needs the backup's URL"
+type BackingImageSpec struct {
+	// SourceType says where the bytes come from: download, upload, export-from-volume, clone or restore. Immutable.
+	// This version fetches download; the others end in state failed with that reason.
+	SourceType SourceType `json:"sourceType"`
+
+	// SourceParameters of the source type; for download: url (http or https). Immutable.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=16
+	SourceParameters map[string]SourceParameter `json:"sourceParameters,omitempty"`
+
+	// Checksum of the file as the source serves it: SHA-512 or SHA-256 in hexadecimal, told apart by length or by a
+	// prefix sha512: or sha256:. Immutable.
+	// +optional
+	// +kubebuilder:validation:MaxLength=135
+	// +kubebuilder:validation:Pattern=`^$|^([sS][hH][aA]256:)?[0-9a-fA-F]{64}$|^([sS][hH][aA]512:)?[0-9a-fA-F]{128}$`
+	Checksum string `json:"checksum,omitempty"`
+
+	// MinNumberOfCopies that Plinth keeps, on different nodes where it can.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MinNumberOfCopies int32 `json:"minNumberOfCopies,omitempty"`
+
+	// NodeSelector lists tags that a node must have to hold a copy.
+	// +optional
+	NodeSelector []string `json:"nodeSelector,omitempty"`
+
+	// DiskSelector lists tags that a disk must have to hold a copy.
+	// +optional
+	DiskSelector []string `json:"diskSelector,omitempty"`
+
+	// DiskFileSpecMap names, by disk UUID, disks that must hold a copy. Only users write it.
+	// +optional
+	DiskFileSpecMap map[string]DiskFileSpec `json:"diskFileSpecMap,omitempty"`
+
+	// Prefetch asks for a copy on every disk that the selectors match.
+	// +optional
+	Prefetch bool `json:"prefetch,omitempty"`
+
+	// DataEngine is accepted so that Longhorn's manifests carry over; v1 is the only value.
+	// +optional
+	// +kubebuilder:validation:Enum=v1
+	DataEngine string `json:"dataEngine,omitempty"`
+}
+
+// SourceParameter is one value of SourceParameters.
+// +kubebuilder:validation:MaxLength=4096
+type SourceParameter string
+
+// DiskFileSpec is a user's wish for one disk.
+type DiskFileSpec struct {
+	// EvictionRequested moves the copy away from this disk.
+	// +optional
+	EvictionRequested bool `json:"evictionRequested,omitempty"`
+}
+
+// CopyState is the state of one copy, or of an image as a whole (its best copy's). Longhorn's words, and evicting.
+type CopyState string
+
+const (
+	CopyPending    CopyState = "pending"     // wanted; the agent has not begun
+	CopyStarting   CopyState = "starting"    // the source is being opened
+	CopyInProgress CopyState = "in-progress" // bytes are arriving
+	CopyReady      CopyState = "ready"       // verified and clonable
+	CopyFailed     CopyState = "failed"      // see message; nextTryTime tells whether it will be tried again
+	CopyUnknown    CopyState = "unknown"     // its node is silent
+	CopyEvicting   CopyState = "evicting"    // about to go
+)
+
+// BackingImageStatus is what is true of an image.
+type BackingImageStatus struct {
+	// State is the state of the image: that of its best copy.
+	// +optional
+	State CopyState `json:"state,omitempty"`
+	// Progress of the best copy, in percent.
+	// +optional
+	Progress int32 `json:"progress,omitempty"`
+	// Copies that are ready and wanted, as "ready/wanted", for people.
+	// +optional
+	Copies string `json:"copies,omitempty"`
+	// Message says in a sentence what is happening or what is wrong.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Format of the source file: raw or qcow2.
+	// +optional
+	Format string `json:"format,omitempty"`
+	// Size of the source file in bytes.
+	// +optional
+	Size int64 `json:"size,omitempty"`
+	// VirtualSize is the size of the disk inside the image, in bytes: the least a volume of it can have.
+	// +optional
+	VirtualSize int64 `json:"virtualSize,omitempty"`
+	// RealSize is what a copy occupies on a disk, in bytes.
+	// +optional
+	RealSize int64 `json:"realSize,omitempty"`
+	// Checksum is the SHA-512 of the source file, in hexadecimal.
+	// +optional
+	Checksum string `json:"checksum,omitempty"`
+	// ContentDigest is the BLAKE3 root over the raw content; the same for every copy, fixed by the first.
+	// +optional
+	ContentDigest string `json:"contentDigest,omitempty"`
+	// DiskFileStatusMap is each copy's state, by disk UUID.
+	// +optional
+	DiskFileStatusMap map[string]DiskFileStatus `json:"diskFileStatusMap,omitempty"`
+	// Volumes that were made from this image and exist.
+	// +optional
+	Volumes []string `json:"volumes,omitempty"`
+	// Conditions: Ready (a copy can be cloned), Healthy (at least the wanted copies are ready).
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+}
+
+// DiskFileStatus is one copy's state as the image reports it.
+type DiskFileStatus struct {
+	// +optional
+	State CopyState `json:"state,omitempty"`
+	// Progress in percent.
+	// +optional
+	Progress int32 `json:"progress,omitempty"`
+	// +optional
+	Message string `json:"message,omitempty"`
+	// +optional
+	LastStateTransitionTime metav1.Time `json:"lastStateTransitionTime,omitempty"`
+}
+
+// BackingImage is a golden disk or data set: fetched once, kept as verified copies, cloned into volumes.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=bi;bimg,categories=plinth
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Progress",type=integer,format=int32,JSONPath=`.status.progress`
+// +kubebuilder:printcolumn:name="Copies",type=string,JSONPath=`.status.copies`
+// +kubebuilder:printcolumn:name="Virtual",type=integer,format=int64,JSONPath=`.status.virtualSize`
+// +kubebuilder:printcolumn:name="Source",type=string,JSONPath=`.spec.sourceType`,priority=1
+// +kubebuilder:printcolumn:name="Real",type=integer,format=int64,JSONPath=`.status.realSize`,priority=1
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type BackingImage struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   BackingImageSpec   `json:"spec"`
+	Status BackingImageStatus `json:"status,omitempty"`
+}
+
+// BackingImageList is a list of BackingImages.
+// +kubebuilder:object:root=true
+type BackingImageList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []BackingImage `json:"items"`
+}

@@ -1,0 +1,109 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// BackingImageCopySpec is the controller's decision that a disk shall hold a copy.
+//
+// +kubebuilder:validation:XValidation:rule="self.image == oldSelf.image && self.imageUID == oldSelf.imageUID && self.diskUUID == oldSelf.diskUUID",message="a copy's image and disk are immutable"
+type BackingImageCopySpec struct {
+	// Image is the BackingImage's name.
+	Image string `json:"image"`
+	// ImageUID is the BackingImage's UID: an image deleted and created anew under its name is another image.
+	ImageUID string `json:"imageUID"`
+	// DiskUUID is the disk, by the UUID stored on it.
+	DiskUUID string `json:"diskUUID"`
+	// NodeName is the node whose agent makes the copy.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// Origin is set on the one copy that fetches from the image's source; the others copy from it.
+	// +optional
+	Origin bool `json:"origin,omitempty"`
+}
+
+// BackingImageCopyStatus is what the agent found and does.
+type BackingImageCopyStatus struct {
+	// +optional
+	State CopyState `json:"state,omitempty"`
+	// Reason is the Kind of the last error, empty when there is none.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Message says in a sentence what is happening or what is wrong.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Progress in percent.
+	// +optional
+	Progress int32 `json:"progress,omitempty"`
+	// BytesDone and BytesTotal count what the present step reads; BytesTotal is 0 when the source does not tell.
+	// +optional
+	BytesDone int64 `json:"bytesDone,omitempty"`
+	// +optional
+	BytesTotal int64 `json:"bytesTotal,omitempty"`
+	// BytesPerSecond is the rate over the last seconds.
+	// +optional
+	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"`
+	// ETASeconds is the time left at that rate, in seconds.
+	// +optional
+	ETASeconds int64 `json:"etaSeconds,omitempty"`
+	// +optional
+	Format string `json:"format,omitempty"`
+	// Size of the source file in bytes.
+	// +optional
+	Size int64 `json:"size,omitempty"`
+	// VirtualSize in bytes; known as soon as the source's first bytes are.
+	// +optional
+	VirtualSize int64 `json:"virtualSize,omitempty"`
+	// RealSize is what the copy occupies, in bytes.
+	// +optional
+	RealSize int64 `json:"realSize,omitempty"`
+	// Checksum is the SHA-512 of the source file, in hexadecimal.
+	// +optional
+	Checksum string `json:"checksum,omitempty"`
+	// ContentDigest is the BLAKE3 root over the raw content.
+	// +optional
+	ContentDigest string `json:"contentDigest,omitempty"`
+	// Attempts counts fetches that ended in an error since the last success.
+	// +optional
+	Attempts int32 `json:"attempts,omitempty"`
+	// NextTryTime is when a failed copy will be tried again; absent when trying again cannot help.
+	// +optional
+	NextTryTime *metav1.Time `json:"nextTryTime,omitempty"`
+	// LastVerifiedTime is when the copy's bytes were last read and agreed with the manifest.
+	// +optional
+	LastVerifiedTime *metav1.Time `json:"lastVerifiedTime,omitempty"`
+	// +optional
+	LastStateTransitionTime metav1.Time `json:"lastStateTransitionTime,omitempty"`
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+}
+
+// BackingImageCopy is one copy of one image on one disk. Its existence is the wish; its status is what the node found.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,path=backingimagecopies,shortName=bic,categories=plinth
+// +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.spec.image`
+// +kubebuilder:selectablefield:JSONPath=`.spec.diskUUID`
+// +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Progress",type=integer,format=int32,JSONPath=`.status.progress`
+// +kubebuilder:printcolumn:name="ETA-s",type=integer,format=int64,JSONPath=`.status.etaSeconds`
+// +kubebuilder:printcolumn:name="Disk",type=string,JSONPath=`.spec.diskUUID`,priority=1
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type BackingImageCopy struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   BackingImageCopySpec   `json:"spec"`
+	Status BackingImageCopyStatus `json:"status,omitempty"`
+}
+
+// BackingImageCopyList is a list of BackingImageCopies.
+// +kubebuilder:object:root=true
+type BackingImageCopyList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []BackingImageCopy `json:"items"`
+}

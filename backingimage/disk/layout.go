@@ -1,0 +1,44 @@
+// Package disk is a place for copies and volumes: a directory on a filesystem that can reflink, identified by the
+// UUID stored on it. Where the given directory cannot reflink, the disk lives in a pool: a sparse file formatted as XFS
+// and loop-mounted. What is where on a disk is decided here and nowhere else.
+package disk
+
+import "path/filepath"
+
+// Names of the files on a disk.
+const (
+	IdentityFile = "plinth-disk.json" // the disk's UUID and format version
+	ImageFile    = "image.raw"        // in an image's directory: the raw, sparse content
+	ManifestFile = "manifest"         // in an image's directory: chunk digests
+	CopyFile     = "copy.json"        // in an image's directory: what the copy is
+	VolumeFile   = "volume.raw"       // in a volume's directory: the content
+	VolumeRecord = "volume.json"      // in a volume's directory: what the volume is
+)
+
+// Layout is the root directory of a disk.
+type Layout string
+
+// Image is the directory of a finished copy, named by the image's UID. It exists only when the copy is complete.
+func (l Layout) Image(uid string) string { return filepath.Join(string(l), "images", uid) }
+
+// Images is the directory of all finished copies.
+func (l Layout) Images() string { return filepath.Join(string(l), "images") }
+
+// Volume is the directory of a volume, named by its ID. It exists only when the volume is complete.
+func (l Layout) Volume(id string) string { return filepath.Join(string(l), "volumes", id) }
+
+// Volumes is the directory of all volumes.
+func (l Layout) Volumes() string { return filepath.Join(string(l), "volumes") }
+
+// StagedImage is where a copy is made before it is renamed to Image.
+func (l Layout) StagedImage(uid string) string {
+	return filepath.Join(string(l), "staging", "image-"+uid)
+}
+
+// StagedVolume is where a volume is made before it is renamed to Volume.
+func (l Layout) StagedVolume(id string) string {
+	return filepath.Join(string(l), "staging", "volume-"+id)
+}
+
+// Staging is the directory of everything unfinished.
+func (l Layout) Staging() string { return filepath.Join(string(l), "staging") }

@@ -1,0 +1,84 @@
+// Package engine is the contract between a volume's life and the storage that makes volumes: an Engine works on
+// one disk and knows nothing of objects, requests or mounts. The reflink engine beside it is the first; enginetest
+// is the suite that every engine passes.
+//
+// Every method is safe to repeat and safe to kill: repeating a call that succeeded succeeds, and a call that was
+// killed anywhere is completed, or undone, by calling it again.
+package engine
+
+import "context"
+
+// Engine makes, attaches and removes the volumes of one disk. A volume's ID is a DNS-1123 label or subdomain, so it is
+// safe as a file name; anything else is Invalid. Calls for one ID exclude each other; calls for different IDs do not.
+type Engine interface {
+	// Create makes an empty volume that reads as zeros. When it exists with that size it does nothing; with another
+	// size it is Conflict. Full when the disk has no room.
+	Create(ctx context.Context, v Volume) error
+
+	// Clone makes a volume whose first bytes are those of from, copy-on-write, and whose rest reads as zeros. Its cost
+	// grows with from's extents, not with its size. OutOfRange when v.Bytes is less than from's size; NotFound when
+	// there is no from. When the volume exists with that size and origin it does nothing; otherwise Conflict.
+	Clone(ctx context.Context, v Volume, from From) error
+
+	// Delete removes a volume and everything of it, what a killed Create or Clone left included. No such volume is
+	// success. InUse while it is attached and held open.
+	Delete(ctx context.Context, id string) error
+
+	// Resize grows a volume to bytes, attached or not; an attached device shows the new size when Resize returns.
+	// The same or a smaller size than it has does nothing. NotFound; Full.
+	Resize(ctx context.Context, id string, bytes int64) error
+
+	// Attach makes the volume a block device and returns its path. A second Attach returns the first's device, after
+	// a restart of this process too. NotFound.
+	Attach(ctx context.Context, id string, o AttachOptions) (device string, err error)
+
+	// Detach removes the block device. Not attached, or no such volume, is success. InUse while something has it open
+	// or mounted.
+	Detach(ctx context.Context, id string) error
+
+	// Stat returns what is on disk. NotFound.
+	Stat(ctx context.Context, id string) (Info, error)
+
+	// List returns every volume on the disk, sorted by ID. A volume that a killed call left half-made is not one.
+	List(ctx context.Context) ([]Info, error)
+
+	// Capacity returns the disk's figures.
+	Capacity(ctx context.Context) (Capacity, error)
+}
+
+// Volume is what Create and Clone make. It is stored with the data, so that a lost control plane can be rebuilt.
+type Volume struct {
+	ID    string `json:"id"`
+	Bytes int64  `json:"bytes"` // size of the block device, in bytes; a multiple of 512
+	Name  string `json:"name"`  // the orchestrator's name for it
+}
+
+// From names what a clone starts from; exactly one field is set.
+type From struct {
+	Image  string `json:"image,omitempty"`  // UID of a backing image whose copy is on this disk
+	Volume string `json:"volume,omitempty"` // ID of a volume on this disk; its written-back state is what the clone gets
+}
+
+// AttachOptions of a block device.
+type AttachOptions struct {
+	ReadOnly bool
+	// SectorBytes is the device's logical sector: 512 (the default, what partition tables in images are written
+	// for) or 4096.
+	SectorBytes int
+	// Partitions asks the kernel to scan the partition table; partition n is then device + "p" + n.
+	Partitions bool
+}
+
+// Info describes a volume on disk.
+type Info struct {
+	Volume
+	From      From
+	UsedBytes int64  // allocated, what it shares with its image included
+	Device    string // block device while attached, else ""
+}
+
+// Capacity of a disk in bytes.
+type Capacity struct {
+	TotalBytes     int64
+	AvailableBytes int64
+}
