@@ -1,0 +1,79 @@
+// Package command is the one place that runs external programs (mkfs, blkid, qemu-img …): under a context, with
+// LC_ALL=C, with an empty standard input, and with what the program said kept in a typed error.
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+)
+
+// Error is a program that ran and failed.
+type Error struct {
+	Name   string // the program
+	Code   int    // its exit code; -1 when a signal ended it
+	Stderr string // the end of what it wrote to standard error, trimmed
+}
+
+func (e *Error) Error() string {
+	if e.Stderr == "" {
+		return fmt.Sprintf("%s: exit code %d", e.Name, e.Code)
+	}
+	return fmt.Sprintf("%s: exit code %d: %s", e.Name, e.Code, e.Stderr)
+}
+
+// maxOutput bounds what is kept of a program's output, in bytes.
+const maxOutput = 64 << 10
+
+// Run runs a program and returns its standard output. A program that is not installed is Unsupported, one that fails
+// is an *Error, one that ctx ended is ctx's error.
+func Run(ctx context.Context, name string, args ...string) (string, error) {
+	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", args)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var stdout, stderr tail
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if err == nil {
+		return stdout.String(), nil
+	}
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("run %s: %w", name, ctx.Err())
+	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return stdout.String(), &Error{Name: name, Code: exit.ExitCode(), Stderr: strings.TrimSpace(stderr.String())}
+	}
+	return "", fmt.Errorf("run %s: %w", name, err)
+}
+
+// ExitCode returns the exit code of a program that failed, or 0 when err is no such failure.
+func ExitCode(err error) int {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return 0
+}
+
+// tail keeps the last maxOutput bytes written to it.
+type tail struct{ bytes.Buffer }
+
+func (t *tail) Write(p []byte) (int, error) {
+	n, err := t.Buffer.Write(p)
+	if over := t.Len() - maxOutput; over > 0 {
+		t.Next(over)
+	}
+	return n, err
+}
