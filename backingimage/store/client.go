@@ -1,0 +1,72 @@
+// Package store reads and writes Plinth's objects through a Kubernetes API: typed clients made with client-go's gentype,
+// and for controllers a cache of each kind that a watch keeps (Kind). Whether the API server is a cluster's or the one
+// embedded in this process makes no difference here.
+package store
+
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/gentype"
+	"k8s.io/client-go/rest"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+)
+
+// Object is one of the pointer types of v1alpha1.
+type Object interface {
+	comparable
+	runtime.Object
+	metav1.Object
+}
+
+// Resource is the typed client of one kind.
+type Resource[T Object, L runtime.Object] = gentype.ClientWithList[T, L]
+
+// Client has a typed client for each kind.
+type Client struct {
+	Images  *Resource[*v1alpha1.BackingImage, *v1alpha1.BackingImageList]
+	Copies  *Resource[*v1alpha1.BackingImageCopy, *v1alpha1.BackingImageCopyList]
+	Nodes   *Resource[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]
+	Disks   *Resource[*v1alpha1.Disk, *v1alpha1.DiskList]
+	Volumes *Resource[*v1alpha1.Volume, *v1alpha1.VolumeList]
+}
+
+// NewClient makes the typed clients. It does not connect.
+func NewClient(cfg *rest.Config) (*Client, error) {
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register kinds: %w", err)
+	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.APIPath = "/apis"
+	cfg.GroupVersion = &v1alpha1.GroupVersion
+	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "plinth"
+	}
+	client, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make API client: %w", err)
+	}
+	codec := runtime.NewParameterCodec(scheme)
+	return &Client{
+		Images: gentype.NewClientWithList("backingimages", client, codec, "",
+			func() *v1alpha1.BackingImage { return &v1alpha1.BackingImage{} },
+			func() *v1alpha1.BackingImageList { return &v1alpha1.BackingImageList{} }),
+		Copies: gentype.NewClientWithList("backingimagecopies", client, codec, "",
+			func() *v1alpha1.BackingImageCopy { return &v1alpha1.BackingImageCopy{} },
+			func() *v1alpha1.BackingImageCopyList { return &v1alpha1.BackingImageCopyList{} }),
+		Nodes: gentype.NewClientWithList("storagenodes", client, codec, "",
+			func() *v1alpha1.StorageNode { return &v1alpha1.StorageNode{} },
+			func() *v1alpha1.StorageNodeList { return &v1alpha1.StorageNodeList{} }),
+		Disks: gentype.NewClientWithList("disks", client, codec, "",
+			func() *v1alpha1.Disk { return &v1alpha1.Disk{} },
+			func() *v1alpha1.DiskList { return &v1alpha1.DiskList{} }),
+		Volumes: gentype.NewClientWithList("volumes", client, codec, "",
+			func() *v1alpha1.Volume { return &v1alpha1.Volume{} },
+			func() *v1alpha1.VolumeList { return &v1alpha1.VolumeList{} }),
+	}, nil
+}

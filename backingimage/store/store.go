@@ -1,0 +1,79 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+)
+
+// Options of a Store.
+type Options struct {
+	// NodeName limits copies and volumes to those of one node, which is all that an agent needs; "" is all.
+	NodeName string
+}
+
+// Store is every kind with its cache.
+type Store struct {
+	Images  *Kind[*v1alpha1.BackingImage]
+	Copies  *Kind[*v1alpha1.BackingImageCopy]
+	Nodes   *Kind[*v1alpha1.StorageNode]
+	Disks   *Kind[*v1alpha1.Disk]
+	Volumes *Kind[*v1alpha1.Volume]
+
+	informers []cache.SharedIndexInformer
+	synced    chan struct{}
+}
+
+// New makes a Store. Nothing is read before Run.
+func New(cfg *rest.Config, o Options) (*Store, error) {
+	c, err := NewClient(cfg)
+	if err != nil {
+		return nil, err
+	}
+	mine := ""
+	if o.NodeName != "" {
+		mine = "spec.nodeName=" + o.NodeName
+	}
+	s := &Store{
+		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, ""),
+		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine),
+		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, ""),
+		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, ""),
+		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine),
+		synced:  make(chan struct{}),
+	}
+	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer}
+	return s, nil
+}
+
+// Run keeps the caches until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, i := range s.informers {
+		wg.Go(func() { i.RunWithContext(ctx) })
+	}
+	for _, i := range s.informers {
+		if !cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+			wg.Wait()
+			return fmt.Errorf("fill caches: %w", ctx.Err())
+		}
+	}
+	close(s.synced)
+	wg.Wait()
+	return nil
+}
+
+// Synced returns when the caches are full, or with ctx's error.
+func (s *Store) Synced(ctx context.Context) error {
+	select {
+	case <-s.synced:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("fill caches: %w", ctx.Err())
+	}
+}
