@@ -1,0 +1,47 @@
+package v1alpha1
+
+import "strings"
+
+// ImageFinalizer keeps a BackingImage while volumes still wait for it, and until its copies' objects are gone.
+const ImageFinalizer = "plinth.dev/backing-image"
+
+// TopologyKey is the topology segment whose value is the StorageNode's name.
+const TopologyKey = "topology.plinth.dev/node"
+
+// CopyName is the name of the BackingImageCopy of an image on a disk: both identities, whole.
+func CopyName(imageUID, diskUUID string) string { return imageUID + "." + diskUUID }
+
+// ParseCopyName is the inverse of CopyName.
+func ParseCopyName(name string) (imageUID, diskUUID string, ok bool) {
+	imageUID, diskUUID, ok = strings.Cut(name, ".")
+	return imageUID, diskUUID, ok && imageUID != "" && diskUUID != "" && !strings.Contains(diskUUID, ".")
+}
+
+// Parameters returns the source parameters as plain strings.
+func (s *BackingImageSpec) Parameters() map[string]string {
+	m := make(map[string]string, len(s.SourceParameters))
+	for k, v := range s.SourceParameters {
+		m[k] = string(v)
+	}
+	return m
+}
+
+// Waits reports whether a volume still needs its image: it was made from one and is not cloned yet.
+func (v *Volume) Waits() bool {
+	return v.Spec.Image != nil && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
+}
+
+// Final reports whether a copy has failed and trying again, with nothing changed, cannot help.
+func (c *BackingImageCopy) Final() bool {
+	return c.Status.State == CopyFailed && c.Status.NextTryTime == nil
+}
+
+// Schedulable reports whether users allow new copies and volumes on the node.
+func (n *StorageNode) Schedulable() bool {
+	return n.DeletionTimestamp == nil && !n.Spec.EvictionRequested && (n.Spec.AllowScheduling == nil || *n.Spec.AllowScheduling)
+}
+
+// Schedulable reports whether users allow new copies and volumes on the disk.
+func (d *Disk) Schedulable() bool {
+	return d.DeletionTimestamp == nil && !d.Spec.EvictionRequested && (d.Spec.AllowScheduling == nil || *d.Spec.AllowScheduling)
+}
