@@ -181,17 +181,21 @@ func (k *Kind[T]) Wait(ctx context.Context, name string, until func(obj T) (done
 	}
 }
 
-// classify gives the API server's errors a Kind, with its own message, which names the field.
 func (k *Kind[T]) classify(action, name string, err error) error {
+	return Classify(action, k.name, name, err)
+}
+
+// Classify gives an API server's error a Kind, with its own message, which names the field. A context's error stays one.
+func Classify(action, noun, name string, err error) error {
 	if err == nil {
 		return nil
 	}
 	kind := backingimage.Internal
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s %s %q: %w", action, k.name, name, err)
+		return fmt.Errorf("%s %s %q: %w", action, noun, name, err)
 	case apierrors.IsNotFound(err):
-		return backingimage.Errorf(backingimage.NotFound, "there is no %s %q", k.name, name)
+		return backingimage.Errorf(backingimage.NotFound, "there is no %s %q", noun, name)
 	case apierrors.IsAlreadyExists(err):
 		kind = backingimage.Conflict
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
@@ -199,5 +203,5 @@ func (k *Kind[T]) classify(action, name string, err error) error {
 	case apierrors.IsTimeout(err), apierrors.IsServerTimeout(err), apierrors.IsServiceUnavailable(err), apierrors.IsTooManyRequests(err), apierrors.IsConflict(err):
 		kind = backingimage.NotReady
 	}
-	return backingimage.Errorf(kind, "%s %s %q: %w", action, k.name, name, err)
+	return backingimage.Errorf(kind, "%s %s %q: %w", action, noun, name, err)
 }
