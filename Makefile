@@ -1,0 +1,78 @@
+# Plinth's entrances: `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO         ?= go
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT     ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS    := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.21.0
+
+# Programs that a target runs, and the Debian packages that have them.
+RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
+TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img mkfs.btrfs curl gcc
+PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs curl gcc libc6-dev
+
+# Packages that the race detector watches: those with concurrency of their own that build without the API server.
+RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)
+	@PLINTH=$(CURDIR)/bin/plinth bash test/demo/demo.sh
+
+.PHONY: build
+build: ## Build the static binary bin/plinth
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/plinth ./cmd/plinth
+
+.PHONY: test
+test: deps ## Run every test; without root, say what is left out
+	@[ "$$(id -u)" = 0 ] || echo "Not root: tests that mount, or use loop devices, skip themselves and say so."
+	$(GO) test -timeout 15m ./...
+	@if command -v gcc >/dev/null; then set -x; \
+	  CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $$($(GO) list -e -f '{{if not .Error}}{{.ImportPath}}{{end}}' $(RACE)); \
+	else echo "No gcc: the race detector is left out."; fi
+
+.PHONY: sanity
+sanity: deps ## Run csi-sanity over the real server, engine and API
+	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
+
+.PHONY: bench
+bench: deps ## Measure against the bare system calls and curl; print a table of ratios (needs root)
+	$(GO) test -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./test/bench/...
+
+.PHONY: lint
+lint: ## Check formatting, vet and staticcheck
+	@unformatted=$$(gofmt -l cmd csi provisioner backingimage test); \
+	  [ -z "$$unformatted" ] || { echo "gofmt these files: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+.PHONY: generate
+generate: ## Regenerate the CRDs and deepcopy functions from backingimage/api
+	$(GO) run $(CONTROLLER_GEN) object crd paths=./backingimage/api/... output:crd:dir=deploy/crds
+
+.PHONY: verify
+verify: ## Fail when generated files, go.mod or the layers are out of date
+	@bash test/verify.sh '$(GO)' '$(CONTROLLER_GEN)'
+	$(GO) mod tidy -diff
+	$(GO) test -count=1 -run 'Layers|TopLevel|Size|Names' ./test
+
+.PHONY: deps
+deps: ## Install the Debian packages that tests and the demo use, when root; else say which are missing
+	@missing=; for p in $(TEST_PROGRAMS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Missing:$$missing. Installing $(PACKAGES)."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	else echo "Missing:$$missing. Tests that need them are left out; as root: apt-get install $(PACKAGES)"; fi
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
