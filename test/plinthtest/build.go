@@ -1,0 +1,82 @@
+package plinthtest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// BinaryVariable names an environment variable: the plinth binary that tests run instead of building one.
+const BinaryVariable = "PLINTH_TEST_BINARY"
+
+var build = sync.OnceValues(buildBinary)
+
+// MustBinary returns the path of the plinth binary built from this tree. The first call builds it; calls in other test
+// processes wait for that and find the work done.
+func MustBinary(tb testing.TB) string {
+	tb.Helper()
+	if path := os.Getenv(BinaryVariable); path != "" {
+		return path
+	}
+	path, err := build()
+	if err != nil {
+		tb.Fatalf("build plinth: %v", err)
+	}
+	return path
+}
+
+// buildBinary links into a directory that outlives the test, where `go build` finds that nothing changed.
+func buildBinary() (string, error) {
+	root, err := ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	dir, err := binaryDir(root)
+	if err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	path := filepath.Join(dir, "plinth")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/plinth")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// binaryDir is this tree's own directory in the user's cache.
+func binaryDir(root string) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	sum := sha256.Sum256([]byte(root))
+	dir := filepath.Join(cache, "plinth-test", hex.EncodeToString(sum[:8]))
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// ModuleRoot is the directory of this tree's go.mod.
+func ModuleRoot() (string, error) {
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("find go.mod: %w", err)
+	}
+	return filepath.Dir(strings.TrimSpace(string(out))), nil
+}
