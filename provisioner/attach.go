@@ -1,0 +1,210 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/provisioner/engine"
+)
+
+// Attacher is the Node of one machine: it waits for volumes and makes them block devices with the disks' engines.
+type Attacher struct {
+	name    string
+	store   *store.Store
+	engines Engines
+	clock   clock.PassiveClock
+	waited  func(seconds float64) // observes how long Attach waited
+}
+
+var _ Node = (*Attacher)(nil)
+
+// NewAttacher makes the Node named name. waited may be nil.
+func NewAttacher(name string, s *store.Store, engines Engines, c clock.PassiveClock, waited func(seconds float64)) *Attacher {
+	if waited == nil {
+		waited = func(float64) {}
+	}
+	return &Attacher{name: name, store: s, engines: engines, clock: c, waited: waited}
+}
+
+// Name implements Node.
+func (a *Attacher) Name() string { return a.name }
+
+// Attach implements Node.
+func (a *Attacher) Attach(ctx context.Context, id string) (Attached, error) {
+	v, e, err := a.find(ctx, id)
+	if err != nil {
+		return Attached{}, err
+	}
+	began := a.clock.Now()
+	if v, err = a.ready(ctx, v); err != nil {
+		return Attached{}, err
+	}
+	a.waited(a.clock.Since(began).Seconds())
+	device, err := e.Attach(ctx, id, engine.AttachOptions{Partitions: v.Spec.Partition > 0})
+	if err != nil {
+		return Attached{}, fmt.Errorf("attach volume %s: %w", id, err)
+	}
+	klog.FromContext(ctx).Info("Attached volume", "volume", id, "device", device)
+	if err := a.record(ctx, id, device); err != nil {
+		return Attached{}, err
+	}
+	return attached(v, device), nil
+}
+
+// ready waits until the volume is, and tells at the end of the wait how far it is.
+func (a *Attacher) ready(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	id, latest := v.Name, v
+	err := a.store.Volumes.Wait(ctx, id, func(now *v1alpha1.Volume) (bool, error) {
+		if now == nil {
+			return false, nil // the cache is behind, or it was deleted: find and the deadline decide
+		}
+		latest = now
+		if now.Status.State == v1alpha1.VolumeFailed {
+			return false, failure(now)
+		}
+		return now.Status.State == v1alpha1.VolumeReady, nil
+	})
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return latest, backingimage.Errorf(backingimage.NotReady, "volume %s is not ready yet: %s", id, a.progress(latest))
+	}
+	return latest, err
+}
+
+// progress says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
+func (a *Attacher) progress(v *v1alpha1.Volume) string {
+	if v.Spec.Image == nil {
+		return orElse(v.Status.Message, "its agent has not made it yet")
+	}
+	c, ok := a.store.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
+	if !ok {
+		return orElse(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
+	}
+	return Progress(c)
+}
+
+// Progress says in a sentence how far a copy is.
+func Progress(c *v1alpha1.BackingImageCopy) string {
+	s := c.Status
+	what := fmt.Sprintf("backing image %s: ", c.Spec.Image)
+	switch s.State {
+	case v1alpha1.CopyInProgress:
+		what += fmt.Sprintf("fetching on %s", c.Spec.NodeName)
+		if s.BytesTotal > 0 {
+			what += fmt.Sprintf(", %d %% of %s", s.Progress, human(s.BytesTotal))
+		} else if s.BytesDone > 0 {
+			what += fmt.Sprintf(", %s so far", human(s.BytesDone))
+		}
+		if s.BytesPerSecond > 0 {
+			what += fmt.Sprintf(", %s/s", human(s.BytesPerSecond))
+		}
+		if s.ETASeconds > 0 {
+			what += fmt.Sprintf(", %d s left", s.ETASeconds)
+		}
+		return what
+	case v1alpha1.CopyReady:
+		return what + "ready on " + c.Spec.NodeName
+	case "":
+		return what + "waits for the agent on " + c.Spec.NodeName
+	}
+	what += fmt.Sprintf("%s on %s", s.State, c.Spec.NodeName)
+	if s.Message != "" {
+		what += ": " + s.Message
+	}
+	return what
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// Detach implements Node.
+func (a *Attacher) Detach(ctx context.Context, id string) error {
+	for disk, e := range a.engines {
+		if err := e.Detach(ctx, id); err != nil {
+			return fmt.Errorf("detach volume %s from disk %s: %w", id, disk, err)
+		}
+	}
+	return ignoreNotFound(a.record(ctx, id, ""))
+}
+
+// record writes the device into the volume's status.
+func (a *Attacher) record(ctx context.Context, id, device string) error {
+	_, err := a.store.Volumes.ModifyStatus(ctx, id, func(v *v1alpha1.Volume) { v.Status.Device = device })
+	return err
+}
+
+// Attached implements Node.
+func (a *Attacher) Attached(ctx context.Context, id string) (Attached, error) {
+	v, e, err := a.find(ctx, id)
+	if err != nil {
+		return Attached{}, err
+	}
+	info, err := e.Stat(ctx, id)
+	switch {
+	case err != nil && !backingimage.Is(err, backingimage.NotFound):
+		return Attached{}, err
+	case err != nil || info.Device == "":
+		return Attached{}, backingimage.Errorf(backingimage.Precondition, "volume %s is not attached on node %s; stage it first", id, a.name)
+	}
+	return attached(v, info.Device), nil
+}
+
+// Condition implements Node.
+func (a *Attacher) Condition(ctx context.Context, id string) (abnormal bool, message string) {
+	ctx, cancel := context.WithTimeout(ctx, conditionTimeout)
+	defer cancel()
+	v, e, err := a.find(ctx, id)
+	if err != nil {
+		return true, err.Error()
+	}
+	if v.Status.State == v1alpha1.VolumeFailed {
+		return true, v.Status.Message
+	}
+	info, err := e.Stat(ctx, id)
+	switch {
+	case backingimage.Is(err, backingimage.NotFound):
+		return true, "the volume's file is gone from disk " + v.Spec.DiskUUID
+	case err != nil:
+		return true, err.Error()
+	case info.Device == "":
+		return true, "the volume's block device is gone"
+	}
+	return false, "attached as " + info.Device
+}
+
+const conditionTimeout = 5 * time.Second
+
+// find returns a volume of this node and its disk's engine.
+func (a *Attacher) find(ctx context.Context, id string) (*v1alpha1.Volume, engine.Engine, error) {
+	v, ok := a.store.Volumes.Get(id)
+	if !ok {
+		var err error
+		if v, err = a.store.Volumes.Live(ctx, id); err != nil {
+			return nil, nil, err
+		}
+	}
+	e, mine := a.engines[v.Spec.DiskUUID]
+	if !mine {
+		return nil, nil, backingimage.Errorf(backingimage.Precondition, "volume %s is on disk %s of node %s, this is node %s", id, v.Spec.DiskUUID, v.Spec.NodeName, a.name)
+	}
+	return v, e, nil
+}
+
+func attached(v *v1alpha1.Volume, device string) Attached {
+	fs := device
+	if v.Spec.Partition > 0 {
+		fs = fmt.Sprintf("%sp%d", device, v.Spec.Partition)
+	}
+	return Attached{Volume: v, Device: device, FilesystemDevice: fs}
+}

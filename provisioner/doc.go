@@ -1,0 +1,8 @@
+// Package provisioner is the life of a volume in domain words: what a StorageClass asks for (Parameters), what must be
+// true before a volume is written (the hooks), the decision and the object (Provisioner, a Controller), and on the
+// node that holds the disk the loop that makes the volume's file (VolumeLoop) and attaches it (Attacher, a Node).
+//
+// CreateVolume's path: csi.Server → Idempotent → Provisioner.Create → hooks (source, image, size, place) → Volume object.
+// From then on the image's copy on that disk is wanted; the volume loop clones when it is ready; NodeStage waits for
+// that in Attacher.Attach. Nothing here speaks CSI.
+package provisioner

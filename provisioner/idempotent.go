@@ -1,0 +1,65 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+)
+
+// Idempotent makes Create of a Controller safe to repeat: a volume of that name that answers the request is returned
+// as it is, one that does not is a Conflict that names each difference. The rest passes through.
+type Idempotent struct{ Controller }
+
+// Create implements Controller.
+func (i Idempotent) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volume, error) {
+	if existing, err := i.Get(ctx, VolumeID(r.Name)); err == nil {
+		return existing, answers(existing, r)
+	} else if !backingimage.Is(err, backingimage.NotFound) {
+		return nil, err
+	}
+	created, err := i.Controller.Create(ctx, r)
+	if !backingimage.Is(err, backingimage.Conflict) {
+		return created, err
+	}
+	existing, err := i.Get(ctx, VolumeID(r.Name)) // another call was faster
+	if err != nil {
+		return nil, err
+	}
+	return existing, answers(existing, r)
+}
+
+// answers compares an existing volume with a request.
+func answers(v *v1alpha1.Volume, r CreateRequest) error {
+	if v.DeletionTimestamp != nil {
+		return backingimage.Errorf(backingimage.NotReady, "a volume named %q is being deleted; try again when it is gone", r.Name)
+	}
+	var differs []string
+	if v.Spec.Name != r.Name {
+		differs = append(differs, fmt.Sprintf("its name is %q", v.Spec.Name))
+	}
+	if v.Spec.CapacityBytes < r.RequiredBytes {
+		differs = append(differs, fmt.Sprintf("it has %s, at least %s are asked for", exact(v.Spec.CapacityBytes), exact(r.RequiredBytes)))
+	}
+	if r.LimitBytes > 0 && v.Spec.CapacityBytes > r.LimitBytes {
+		differs = append(differs, fmt.Sprintf("it has %s, at most %s are asked for", exact(v.Spec.CapacityBytes), exact(r.LimitBytes)))
+	}
+	if v.Spec.SourceVolume != r.SourceVolume {
+		differs = append(differs, fmt.Sprintf("it was cloned from volume %q, not %q", v.Spec.SourceVolume, r.SourceVolume))
+	}
+	class := classParameters(r.Parameters)
+	for _, key := range sortedKeys(class, v.Spec.Parameters) {
+		if class[key] != v.Spec.Parameters[key] {
+			differs = append(differs, fmt.Sprintf("its parameter %s was %s, not %s", key, shortened(v.Spec.Parameters[key]), shortened(class[key])))
+		}
+	}
+	if len(differs) > 0 {
+		return backingimage.Errorf(backingimage.Conflict, "volume %q exists and differs: %s", r.Name, strings.Join(differs, "; "))
+	}
+	if v.Spec.SourceVolume != "" && v.Status.State != v1alpha1.VolumeReady { // its source is needed until it is made
+		return backingimage.Errorf(backingimage.NotReady, "volume %q is still being cloned from volume %s: %s", r.Name, r.SourceVolume, v.Status.Message)
+	}
+	return nil
+}

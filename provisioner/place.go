@@ -1,0 +1,222 @@
+package provisioner
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/controller"
+)
+
+// place chooses the disk: allowed by topology and selectors, with room, near the front of the wanted nodes, and
+// best one that already holds a ready copy of the image.
+func (p *Provisioner) place(_ context.Context, d *draft) error {
+	if d.source != nil {
+		return p.placeClone(d)
+	}
+	var refusals []string
+	var best *candidate
+	for _, disk := range p.store.Disks.List() {
+		c := p.candidate(disk)
+		why := p.refuses(c, d)
+		if why != "" {
+			refusals = append(refusals, fmt.Sprintf("disk %s on node %s: %s", disk.Name, disk.Spec.NodeName, why))
+			continue
+		}
+		c.rank(d, p.copyState(d.image, disk.Name))
+		if best == nil || c.compare(best) < 0 {
+			best = c
+		}
+	}
+	if best == nil {
+		return noDisk(d.bytes, refusals)
+	}
+	d.disk = best.disk
+	return nil
+}
+
+// placeClone puts a clone on its source's disk, where it costs nothing.
+func (p *Provisioner) placeClone(d *draft) error {
+	disk, ok := p.store.Disks.Get(d.source.Spec.DiskUUID)
+	if !ok {
+		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds volume %s, is not registered", d.source.Spec.DiskUUID, d.source.Name)
+	}
+	if n := d.request.Nodes; len(n) > 0 && disk.Spec.NodeName != "" && !slices.Contains(n, disk.Spec.NodeName) {
+		return backingimage.Errorf(backingimage.Full, "volume %s is on node %s, and a clone must be there too; the request allows %s", d.source.Name, disk.Spec.NodeName, strings.Join(n, ", "))
+	}
+	if why := p.candidate(disk).lacks(d.bytes, 0, p.options); why != "" {
+		return noDisk(d.bytes, []string{"disk " + disk.Name + ": " + why})
+	}
+	d.disk = disk
+	return nil
+}
+
+func noDisk(bytes int64, refusals []string) error {
+	if len(refusals) == 0 {
+		refusals = []string{"no disk is registered; is an agent running?"}
+	}
+	if len(refusals) > 5 {
+		refusals = append(refusals[:5], fmt.Sprintf("and %d more", len(refusals)-5))
+	}
+	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s", human(bytes), strings.Join(refusals, "; "))
+}
+
+// candidate is a disk and the figures that decide.
+type candidate struct {
+	disk     *v1alpha1.Disk
+	promised int64 // bytes of the volumes and images on it
+	node     int   // place in the order of wanted nodes
+	copy     int   // 0: a ready copy is there, 1: one is coming, 2: none
+}
+
+func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
+	c := &candidate{disk: disk}
+	for _, v := range p.store.Volumes.List() {
+		if v.Spec.DiskUUID == disk.Name {
+			c.promised += v.Spec.CapacityBytes
+		}
+	}
+	for _, b := range p.store.Copies.List() {
+		if b.Spec.DiskUUID == disk.Name {
+			c.promised += max(b.Status.RealSize, b.Status.Size)
+		}
+	}
+	return c
+}
+
+// refuses says why a disk cannot take the draft, "" when it can.
+func (p *Provisioner) refuses(c *candidate, d *draft) string {
+	disk := c.disk
+	node, known := p.store.Nodes.Get(disk.Spec.NodeName)
+	ready := meta.FindStatusCondition(disk.Status.Conditions, v1alpha1.ConditionReady)
+	switch {
+	case ready == nil || ready.Status != "True":
+		return "is not ready" + because(ready)
+	case !disk.Schedulable():
+		return "new volumes are not allowed on it (allowScheduling, evictionRequested)"
+	case disk.Spec.NodeName != "" && !known:
+		return "its node is not registered"
+	case known && !meta.IsStatusConditionTrue(node.Status.Conditions, v1alpha1.ConditionReady):
+		return "its node is not ready"
+	case known && !node.Schedulable():
+		return "new volumes are not allowed on its node (allowScheduling, evictionRequested)"
+	case len(d.request.Nodes) > 0 && disk.Spec.NodeName != "" && !slices.Contains(d.request.Nodes, disk.Spec.NodeName):
+		return "its node is not among those asked for: " + strings.Join(d.request.Nodes, ", ")
+	case !controller.HasTags(disk.Spec.Tags, d.parameters.DiskSelector):
+		return fmt.Sprintf("lacks a tag of diskSelector %q", d.parameters.DiskSelector)
+	case known && !controller.HasTags(node.Spec.Tags, d.parameters.NodeSelector):
+		return fmt.Sprintf("its node lacks a tag of nodeSelector %q", d.parameters.NodeSelector)
+	}
+	imageBytes := int64(0)
+	if d.image != nil && p.copyState(d.image, disk.Name) == "" {
+		imageBytes = max(d.image.Status.RealSize, d.image.Status.Size)
+	}
+	return c.lacks(d.bytes, imageBytes, p.options)
+}
+
+// lacks says what room is missing for a volume and, where it has to come first, its image; "" when there is enough.
+func (c *candidate) lacks(volumeBytes, imageBytes int64, o Options) string {
+	capacity := c.disk.Status.CapacityBytes
+	promisable := share(capacity, o.OverProvisioningPercent)
+	if c.promised+volumeBytes+imageBytes > promisable {
+		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken", human(c.promised), human(promisable), o.OverProvisioningPercent, human(capacity))
+	}
+	if reserve := share(capacity, o.MinimalAvailablePercent); c.disk.Status.AvailableBytes-imageBytes < reserve {
+		return fmt.Sprintf("%s are free, %s must stay free (%d %%)%s", human(c.disk.Status.AvailableBytes), human(reserve), o.MinimalAvailablePercent, andImage(imageBytes))
+	}
+	return ""
+}
+
+func andImage(bytes int64) string {
+	if bytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" after the image's %s", human(bytes))
+}
+
+// share is percent of bytes, without overflow.
+func share(bytes, percent int64) int64 {
+	if s := float64(bytes) / 100 * float64(percent); s < math.MaxInt64 {
+		return int64(s)
+	}
+	return math.MaxInt64
+}
+
+func (p *Provisioner) copyState(image *v1alpha1.BackingImage, disk string) v1alpha1.CopyState {
+	if image == nil {
+		return ""
+	}
+	c, ok := p.store.Copies.Get(v1alpha1.CopyName(string(image.UID), disk))
+	if !ok {
+		return ""
+	}
+	return cmp.Or(c.Status.State, v1alpha1.CopyPending)
+}
+
+func (c *candidate) rank(d *draft, copy v1alpha1.CopyState) {
+	c.node = max(slices.Index(d.request.Nodes, c.disk.Spec.NodeName), 0)
+	switch copy {
+	case v1alpha1.CopyReady:
+		c.copy = 0
+	case "":
+		c.copy = 2
+	default:
+		c.copy = 1
+	}
+}
+
+// compare orders candidates, the better first.
+func (c *candidate) compare(o *candidate) int {
+	return cmp.Or(cmp.Compare(c.node, o.node), cmp.Compare(c.copy, o.copy),
+		cmp.Compare(c.promised-c.disk.Status.CapacityBytes, o.promised-o.disk.Status.CapacityBytes), cmp.Compare(c.disk.Name, o.disk.Name))
+}
+
+func (p *Provisioner) roomToGrow(v *v1alpha1.Volume, bytes int64) error {
+	disk, ok := p.store.Disks.Get(v.Spec.DiskUUID)
+	if !ok || bytes <= v.Spec.CapacityBytes {
+		return nil
+	}
+	c := p.candidate(disk)
+	c.promised -= v.Spec.CapacityBytes
+	if why := c.lacks(bytes, 0, p.options); why != "" {
+		return backingimage.Errorf(backingimage.Full, "volume %s cannot grow to %s: disk %s: %s", v.Name, exact(bytes), disk.Name, why)
+	}
+	return nil
+}
+
+// Capacity implements Controller.
+func (p *Provisioner) Capacity(_ context.Context, raw map[string]string, node string) (available, largest int64, err error) {
+	parameters, err := ParseParameters(raw)
+	if err != nil {
+		return 0, 0, err
+	}
+	d := &draft{parameters: parameters}
+	if node != "" {
+		d.request.Nodes = []string{node}
+	}
+	for _, disk := range p.store.Disks.List() {
+		c := p.candidate(disk)
+		if p.refuses(c, d) != "" {
+			continue
+		}
+		room := share(disk.Status.CapacityBytes, p.options.OverProvisioningPercent) - c.promised
+		available += room
+		largest = max(largest, room)
+	}
+	return available, largest, nil
+}
+
+func because(c *metav1.Condition) string {
+	if c == nil || c.Message == "" {
+		return ""
+	}
+	return ": " + c.Message
+}

@@ -1,0 +1,231 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
+)
+
+// DefaultBytes is the size of an empty volume when nobody asks for one: 1 GiB.
+const DefaultBytes = 1 << 30
+
+// blockBytes is what sizes are rounded up to: a sector of either size that a device can have.
+const blockBytes = 4096
+
+// Options of a Provisioner.
+type Options struct {
+	// OverProvisioningPercent of a disk's capacity may be promised to volumes and images; default 200.
+	OverProvisioningPercent int64
+	// MinimalAvailablePercent of a disk's capacity must stay free for it to get new volumes; default 10.
+	MinimalAvailablePercent int64
+	// SizeWait bounds how long Create waits for an image's virtual size to become known; default 10 s.
+	SizeWait time.Duration
+	// AgentWait bounds how long Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
+	AgentWait time.Duration
+}
+
+func (o Options) withDefaults() Options {
+	if o.OverProvisioningPercent == 0 {
+		o.OverProvisioningPercent = 200
+	}
+	if o.MinimalAvailablePercent == 0 {
+		o.MinimalAvailablePercent = 10
+	}
+	if o.SizeWait == 0 {
+		o.SizeWait = 10 * time.Second
+	}
+	if o.AgentWait == 0 {
+		o.AgentWait = time.Minute
+	}
+	return o
+}
+
+// Provisioner decides about volumes and writes them. Wrap it in Idempotent.
+type Provisioner struct {
+	store   *store.Store
+	options Options
+}
+
+var _ Controller = (*Provisioner)(nil)
+
+// New makes a Provisioner over a store whose caches hold every node's objects.
+func New(s *store.Store, o Options) *Provisioner {
+	return &Provisioner{store: s, options: o.withDefaults()}
+}
+
+// Create implements Controller. It does not look for an existing volume first; Idempotent does.
+func (p *Provisioner) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volume, error) {
+	if r.Name == "" {
+		return nil, backingimage.Errorf(backingimage.Invalid, "name: a volume needs one")
+	}
+	parameters, err := ParseParameters(r.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	if len(parameters.Ignored) > 0 {
+		klog.FromContext(ctx).Info("These parameters of the StorageClass mean nothing here and are ignored", "volume", r.Name, "parameters", parameters.Ignored)
+	}
+	d := &draft{request: r, parameters: parameters}
+	for _, hook := range p.hooks() {
+		if err := hook(ctx, d); err != nil {
+			return nil, err
+		}
+	}
+	volume, err := p.store.Volumes.Create(ctx, d.volume())
+	if err != nil {
+		return nil, err
+	}
+	if r.SourceVolume != "" {
+		return p.cloned(ctx, volume)
+	}
+	return volume, nil
+}
+
+// volume is the object that a finished draft stands for.
+func (d *draft) volume() *v1alpha1.Volume {
+	v := &v1alpha1.Volume{
+		ObjectMeta: metav1.ObjectMeta{Name: VolumeID(d.request.Name), Finalizers: []string{v1alpha1.VolumeFinalizer}},
+		Spec: v1alpha1.VolumeSpec{
+			Name: d.request.Name, CapacityBytes: d.bytes, DiskUUID: d.disk.Name, NodeName: d.disk.Spec.NodeName,
+			SourceVolume: d.request.SourceVolume, Parameters: classParameters(d.request.Parameters),
+			Partition: d.parameters.Partition, MkfsParams: d.parameters.MkfsParams,
+		},
+	}
+	if d.image != nil {
+		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
+	}
+	return v
+}
+
+// classParameters are the parameters without what the sidecar adds about the claim.
+func classParameters(raw map[string]string) map[string]string {
+	class := maps.Clone(raw)
+	for _, key := range metadataKeys {
+		delete(class, key)
+	}
+	return class
+}
+
+// cloned waits until a clone of a volume is made, so that its source may be deleted once Create has answered.
+func (p *Provisioner) cloned(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.options.AgentWait)
+	defer cancel()
+	err := p.store.Volumes.Wait(ctx, v.Name, func(now *v1alpha1.Volume) (bool, error) {
+		if now == nil {
+			return false, nil
+		}
+		v = now
+		if now.Status.State == v1alpha1.VolumeFailed {
+			return false, failure(now)
+		}
+		return now.Status.State == v1alpha1.VolumeReady, nil
+	})
+	return v, waited(err, "volume %s: cloning volume %s on node %s is not done yet: %s", v.Name, v.Spec.SourceVolume, v.Spec.NodeName, v.Status.Message)
+}
+
+// waited turns the end of a wait's time into NotReady with what it was waiting for.
+func waited(err error, format string, args ...any) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return backingimage.Errorf(backingimage.NotReady, format, args...)
+	}
+	return err
+}
+
+// Delete implements Controller.
+func (p *Provisioner) Delete(ctx context.Context, id string) error {
+	v, err := p.store.Volumes.Live(ctx, id)
+	if backingimage.Is(err, backingimage.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if v.Status.Device != "" && v.DeletionTimestamp == nil {
+		return backingimage.Errorf(backingimage.InUse, "volume %s is attached on node %s as %s; unpublish and unstage it first", id, v.Spec.NodeName, v.Status.Device)
+	}
+	if err := p.store.Volumes.Delete(ctx, id); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.options.AgentWait)
+	defer cancel()
+	err = p.store.Volumes.Wait(ctx, id, func(now *v1alpha1.Volume) (bool, error) {
+		if now != nil {
+			v = now
+		}
+		return now == nil, nil
+	})
+	return waited(err, "volume %s: waiting for the agent on node %s to remove it: %s", id, v.Spec.NodeName, v.Status.Message)
+}
+
+// Expand implements Controller.
+func (p *Provisioner) Expand(ctx context.Context, id string, requiredBytes, limitBytes int64) (int64, error) {
+	v, err := p.store.Volumes.Live(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	want := max(roundUp(requiredBytes), v.Spec.CapacityBytes)
+	if limitBytes > 0 && want > limitBytes {
+		return 0, backingimage.Errorf(backingimage.OutOfRange, "volume %s: %s are needed, the limit is %s", id, exact(want), exact(limitBytes))
+	}
+	if err := p.roomToGrow(v, want); err != nil {
+		return 0, err
+	}
+	if _, err := p.store.Volumes.Modify(ctx, id, func(now *v1alpha1.Volume) { now.Spec.CapacityBytes = max(now.Spec.CapacityBytes, want) }); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.options.AgentWait)
+	defer cancel()
+	err = p.store.Volumes.Wait(ctx, id, func(now *v1alpha1.Volume) (bool, error) {
+		if now == nil {
+			return false, backingimage.Errorf(backingimage.NotFound, "volume %s was deleted meanwhile", id)
+		}
+		v = now
+		if now.Status.State == v1alpha1.VolumeFailed {
+			return false, failure(now)
+		}
+		return now.Status.CapacityBytes >= want, nil
+	})
+	return v.Status.CapacityBytes, waited(err, "volume %s: waiting for the agent on node %s to grow it to %s: %s", id, v.Spec.NodeName, exact(want), v.Status.Message)
+}
+
+// Get implements Controller.
+func (p *Provisioner) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
+	return p.store.Volumes.Live(ctx, id)
+}
+
+// List implements Controller.
+func (p *Provisioner) List(context.Context) ([]*v1alpha1.Volume, error) {
+	return p.store.Volumes.List(), nil
+}
+
+// failure is the error that a failed volume stands for.
+func failure(v *v1alpha1.Volume) error {
+	return backingimage.Errorf(backingimage.Precondition, "volume %s failed: %s", v.Name, v.Status.Message)
+}
+
+func roundUp(bytes int64) int64 { return (bytes + blockBytes - 1) / blockBytes * blockBytes }
+
+// exact gives a size for people and for machines: "10 GiB (10737418240 bytes)".
+func exact(bytes int64) string { return fmt.Sprintf("%s (%d bytes)", human(bytes), bytes) }
+
+// human gives a size in the largest binary unit that leaves it at least 1.
+func human(bytes int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+	value, u := float64(bytes), 0
+	for value >= 1024 && u < len(units)-1 {
+		value, u = value/1024, u+1
+	}
+	if value == float64(int64(value)) {
+		return fmt.Sprintf("%d %s", int64(value), units[u])
+	}
+	return fmt.Sprintf("%.1f %s", value, units[u])
+}

@@ -1,0 +1,183 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/reconcile"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/provisioner/engine"
+)
+
+// Engines are the engines of one node's disks, by disk UUID.
+type Engines map[string]engine.Engine
+
+// VolumeLoop makes on a node's disks the volumes that the Volume objects describe: it clones or creates when what they
+// start from is there, grows, deletes, and reports what it found. It never deletes a volume that has no object.
+type VolumeLoop struct {
+	store   *store.Store
+	engines Engines
+	loop    *reconcile.Loop
+}
+
+// NewVolumeLoop makes the loop; it starts nothing.
+func NewVolumeLoop(s *store.Store, engines Engines) *VolumeLoop {
+	l := &VolumeLoop{store: s, engines: engines}
+	l.loop = reconcile.New("volumes", l, reconcile.Options{})
+	return l
+}
+
+// Run reconciles until ctx ends. Every volume of the node is looked at once at the start, so that what a crash or a
+// reboot left is adopted.
+func (l *VolumeLoop) Run(ctx context.Context) error {
+	if err := l.store.Synced(ctx); err != nil {
+		return err
+	}
+	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
+	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
+	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
+	return l.loop.Run(ctx)
+}
+
+// wake enqueues the volumes that wait for an image on a disk ("": on any).
+func (l *VolumeLoop) wake(imageUID, disk string) {
+	for _, v := range l.store.Volumes.List() {
+		if v.Waits() && v.Spec.Image.UID == imageUID && (disk == "" || v.Spec.DiskUUID == disk) {
+			l.loop.Enqueue(v.Name)
+		}
+	}
+}
+
+// Reconcile brings one volume about.
+func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	v, ok := l.store.Volumes.Get(name)
+	if !ok {
+		return 0, nil
+	}
+	e, mine := l.engines[v.Spec.DiskUUID]
+	if !mine {
+		return 0, nil
+	}
+	if v.DeletionTimestamp != nil {
+		return l.remove(ctx, e, v)
+	}
+	info, err := e.Stat(ctx, name)
+	if backingimage.Is(err, backingimage.NotFound) {
+		if err = l.make(ctx, e, v); err == nil {
+			info, err = e.Stat(ctx, name)
+		}
+	}
+	if err == nil && info.Bytes < v.Spec.CapacityBytes {
+		if err = e.Resize(ctx, name, v.Spec.CapacityBytes); err == nil {
+			info, err = e.Stat(ctx, name)
+		}
+	}
+	return l.report(ctx, v, info, err)
+}
+
+// make creates the volume's file from what it starts from.
+func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) error {
+	if v.Status.State == v1alpha1.VolumeReady || v.Status.Reason == backingimage.Corrupt.String() {
+		return backingimage.Errorf(backingimage.Corrupt, "its file is gone from disk %s; put the disk's data back, or delete the volume and restore it from elsewhere", v.Spec.DiskUUID)
+	}
+	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}
+	log := klog.FromContext(ctx)
+	switch {
+	case v.Spec.SourceVolume != "":
+		log.Info("Cloning volume", "volume", v.Name, "source", v.Spec.SourceVolume)
+		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume})
+	case v.Spec.Image != nil:
+		if err := l.imageReady(ctx, v); err != nil {
+			return err
+		}
+		log.Info("Cloning backing image", "volume", v.Name, "backingImage", v.Spec.Image.Name)
+		return e.Clone(ctx, volume, engine.From{Image: v.Spec.Image.UID})
+	}
+	log.Info("Creating empty volume", "volume", v.Name)
+	return e.Create(ctx, volume)
+}
+
+// imageReady is nil when the image has a ready copy on the volume's disk, NotReady while that can still come about.
+func (l *VolumeLoop) imageReady(ctx context.Context, v *v1alpha1.Volume) error {
+	c, ok := l.store.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
+	switch {
+	case ok && c.Status.State == v1alpha1.CopyReady:
+		return nil
+	case ok && c.Final():
+		return backingimage.Errorf(backingimage.Precondition, "backing image %s failed: %s; delete the volume and the image, and create them anew with that mended", v.Spec.Image.Name, c.Status.Message)
+	case ok:
+		return backingimage.Errorf(backingimage.NotReady, "waits for backing image %s on this disk", v.Spec.Image.Name)
+	}
+	image, err := l.store.Images.Live(ctx, v.Spec.Image.Name)
+	if backingimage.Is(err, backingimage.NotFound) || err == nil && string(image.UID) != v.Spec.Image.UID {
+		return backingimage.Errorf(backingimage.Precondition, "backing image %s was deleted before the volume was cloned; delete the volume", v.Spec.Image.Name)
+	}
+	if err != nil {
+		return err
+	}
+	return backingimage.Errorf(backingimage.NotReady, "waits for backing image %s to be placed on this disk", v.Spec.Image.Name)
+}
+
+// remove deletes the volume's file, then lets the object go.
+func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) (time.Duration, error) {
+	if !slices.Contains(v.Finalizers, v1alpha1.VolumeFinalizer) {
+		return 0, nil
+	}
+	if err := e.Delete(ctx, v.Name); err != nil {
+		_, rerr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
+			now.Status.Reason, now.Status.Message = backingimage.KindOf(err).String(), "is being deleted: "+err.Error()
+		})
+		if backingimage.Is(err, backingimage.InUse) {
+			return inUseRetry, rerr
+		}
+		return 0, fmt.Errorf("delete volume's file: %w", err)
+	}
+	klog.FromContext(ctx).Info("Deleted volume", "volume", v.Name)
+	_, err := l.store.Volumes.Modify(ctx, v.Name, func(now *v1alpha1.Volume) {
+		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.VolumeFinalizer })
+	})
+	return 0, ignoreNotFound(err)
+}
+
+// inUseRetry is how often a volume that is to be deleted and still held open is tried again.
+const inUseRetry = 5 * time.Second
+
+// report writes what was found. Waiting is not an error: the copy's change brings us back.
+func (l *VolumeLoop) report(ctx context.Context, v *v1alpha1.Volume, info engine.Info, err error) (time.Duration, error) {
+	_, werr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
+		s := &now.Status
+		s.ObservedGeneration = v.Generation
+		switch {
+		case err == nil:
+			s.State, s.Reason, s.Message = v1alpha1.VolumeReady, "", ""
+			s.CapacityBytes, s.Device = info.Bytes, info.Device
+		case backingimage.Terminal(err):
+			s.State, s.Reason, s.Message = v1alpha1.VolumeFailed, backingimage.KindOf(err).String(), err.Error()
+		default:
+			if s.State != v1alpha1.VolumeReady {
+				s.State = v1alpha1.VolumePending
+			}
+			s.Reason, s.Message = backingimage.KindOf(err).String(), err.Error()
+		}
+	})
+	switch {
+	case werr != nil:
+		return 0, ignoreNotFound(werr)
+	case err == nil || backingimage.Terminal(err) || backingimage.Is(err, backingimage.NotReady):
+		return 0, nil
+	}
+	return 0, err
+}
+
+func ignoreNotFound(err error) error {
+	if backingimage.Is(err, backingimage.NotFound) {
+		return nil
+	}
+	return err
+}
