@@ -1,0 +1,142 @@
+// Package disktest gives tests real disks: pools and filesystems in files of the test's temporary directory, on loop
+// devices, that are gone when the test ends, however it ends.
+package disktest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/command"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/disk/loop"
+	"plinth.dev/plinth/backingimage/disk/mountinfo"
+)
+
+// PoolBytes is enough for most tests.
+const PoolBytes = disk.MinPoolBytes
+
+// NeedRoot skips the test, saying what is left out, unless it runs as root.
+func NeedRoot(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("left out without root: everything that needs loop devices and mounts")
+	}
+}
+
+// MustPool opens a new disk in the test's temporary directory; on a filesystem that cannot reflink it lives in a pool of
+// that many bytes.
+func MustPool(tb testing.TB, bytes int64) *disk.Disk {
+	tb.Helper()
+	return MustOpen(tb, tb.TempDir(), bytes)
+}
+
+// MustOpen opens the disk in a directory. When the test ends everything attached in the disk is detached, and the disk closed.
+func MustOpen(tb testing.TB, dir string, bytes int64) *disk.Disk {
+	tb.Helper()
+	NeedRoot(tb)
+	d, err := disk.Open(context.Background(), dir, disk.Options{PoolBytes: bytes})
+	if err != nil {
+		tb.Fatalf("open disk: %v", err)
+	}
+	tb.Cleanup(func() {
+		if d.Pool() {
+			Release(tb, string(d.Layout()))
+		}
+		if err := d.Close(context.Background()); err != nil {
+			tb.Errorf("close disk: %v", err)
+		}
+		if _, attached, err := loop.Find(filepath.Join(dir, "pool.xfs")); attached || err != nil && !backingimage.Is(err, backingimage.NotFound) {
+			tb.Errorf("the pool's loop device is left behind (%v)", err)
+		}
+	})
+	return d
+}
+
+// MustFilesystem makes a filesystem (xfs, btrfs, ext4) in a file, mounts it, and returns the mount point.
+func MustFilesystem(tb testing.TB, kind string, bytes int64) string {
+	tb.Helper()
+	NeedRoot(tb)
+	dir := tb.TempDir()
+	file, mount := filepath.Join(dir, kind+".img"), filepath.Join(dir, kind)
+	must(tb, os.WriteFile(file, nil, 0o600))
+	must(tb, os.Truncate(file, bytes))
+	must(tb, os.Mkdir(mount, 0o700))
+	_, err := command.Run(context.Background(), "mkfs."+kind, "-q", file)
+	must(tb, err)
+	device, err := loop.Attach(context.Background(), file, loop.Options{})
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, loop.Detach(context.Background(), file)) })
+	must(tb, unix.Mount(device, mount, kind, unix.MS_NOATIME, ""))
+	tb.Cleanup(func() {
+		Release(tb, mount)
+		must(tb, unix.Unmount(mount, 0))
+	})
+	return mount
+}
+
+// MustImage publishes a copy whose raw content fill writes.
+func MustImage(tb testing.TB, d *disk.Disk, uid string, fill func(f *os.File)) {
+	tb.Helper()
+	staged := d.Layout().StagedImage(uid)
+	must(tb, os.MkdirAll(staged, 0o700))
+	f, err := os.Create(filepath.Join(staged, disk.ImageFile))
+	must(tb, err)
+	defer f.Close()
+	fill(f)
+	must(tb, os.WriteFile(filepath.Join(staged, disk.ManifestFile), nil, 0o600))
+	must(tb, os.WriteFile(filepath.Join(staged, disk.CopyFile), []byte("{}\n"), 0o600))
+	must(tb, d.PublishImage(uid))
+	tb.Cleanup(func() { must(tb, d.RemoveImage(uid)) }) // immutable files would outlive the temporary directory
+}
+
+// Devices returns the loop devices whose files are on the filesystem that is mounted at a directory.
+func Devices(tb testing.TB, mount string) []loop.Device {
+	tb.Helper()
+	var st unix.Stat_t
+	must(tb, unix.Stat(mount, &st))
+	all, err := loop.List()
+	must(tb, err)
+	var here []loop.Device
+	for _, d := range all {
+		if d.BackingDev == st.Dev {
+			here = append(here, d)
+		}
+	}
+	return here
+}
+
+// Release unmounts and detaches what the test left attached on the filesystem that is mounted at a directory, so that it can be
+// unmounted.
+func Release(tb testing.TB, mount string) {
+	tb.Helper()
+	for _, d := range Devices(tb, mount) {
+		mounts, err := mountinfo.Of(d.Path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			tb.Errorf("release %s: %v", d.Path, err)
+		}
+		for _, m := range mounts {
+			if err := unix.Unmount(m.Point, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+				tb.Errorf("unmount %s: %v", m.Point, err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		if err := d.Detach(ctx); err != nil {
+			tb.Errorf("release: %v", err)
+		}
+		cancel()
+	}
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}

@@ -1,0 +1,109 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+)
+
+// patience is how long Detach waits for openers that come and go by themselves: blkid and udev look at each new or
+// changed device.
+var patience = time.Second // replaced in tests
+
+// Detach removes the device if it still has the file that d says; otherwise there is nothing to do. See the function of
+// the same name.
+func (d Device) Detach(ctx context.Context) error {
+	give := time.Now().Add(patience)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		gone, err := d.tryDetach()
+		if err != nil {
+			return fmt.Errorf("detach %s from %s: %w", d.BackingFile, d.Path, err)
+		}
+		if gone {
+			klog.FromContext(ctx).V(2).Info("Detached loop device", "device", d.Path, "file", d.BackingFile)
+			return nil
+		}
+		holder, lasting := holderOf(d.Path)
+		if lasting || time.Now().After(give) {
+			return backingimage.Errorf(backingimage.InUse, "%s is attached as %s, which is %s: release it first", d.BackingFile, d.Path, holder)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return fmt.Errorf("detach %s from %s: %w", d.BackingFile, d.Path, err)
+		}
+	}
+}
+
+// tryDetach unbinds the device unless someone else has it open.
+//
+// LOOP_CLR_FD never refuses: on a device that others have open it sets autoclear and answers success, and the device
+// vanishes at some later time under a caller who was told that it stays. So the device is opened exclusively first, which
+// fails while a filesystem or another device holds it; and if the kernel then still finds a plain opener, the flag is
+// taken back while our own descriptor keeps the device from going.
+func (d Device) tryDetach() (gone bool, err error) {
+	fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return false, nil
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOENT):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	cleared, err := d.clear(fd)
+	unix.Close(fd) // this is what unbinds it
+	if err != nil || !cleared {
+		return false, err
+	}
+	// A child that is about to exec may hold a copy of our descriptor for a moment.
+	now, err := Inspect(d.Path)
+	if errors.Is(err, errUnbound) {
+		return true, nil
+	}
+	return err == nil && !now.same(d), err
+}
+
+// clear reports whether the device will have lost its file when fd is closed.
+func (d Device) clear(fd int) (bool, error) {
+	now, err := inspect(fd, d.Path)
+	if errors.Is(err, errUnbound) || err == nil && !now.same(d) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := unbind(fd); err != nil && !errors.Is(err, unix.ENXIO) {
+		return false, err
+	}
+	if _, err := status(fd); errors.Is(err, unix.ENXIO) {
+		return true, nil
+	}
+	return false, setFlags(fd, now.flags&^unix.LO_FLAGS_AUTOCLEAR)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// withPartitions returns the paths of a device and its partitions.
+func withPartitions(device string) []string {
+	paths := []string{device}
+	names, _ := partitions(filepath.Base(device)) // none when the device is gone
+	for _, name := range names {
+		paths = append(paths, filepath.Join("/dev", name))
+	}
+	return paths
+}
