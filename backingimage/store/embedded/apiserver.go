@@ -1,0 +1,159 @@
+package embedded
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"go.opentelemetry.io/otel/trace/noop"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apiextensions-apiserver/pkg/generated/openapi"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	"k8s.io/apiserver/pkg/util/webhook"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// apiServer is the API server while it runs.
+type apiServer struct {
+	*apiserver.CustomResourceDefinitions
+	http http.Server
+	stop context.CancelFunc // ends the controllers and the watches
+	done chan struct{}      // closed when the listener is
+}
+
+// startAPI returns when the API answers requests for all that etcd holds.
+func (s *Server) startAPI(ctx context.Context) error {
+	listener, err := listen(s.opts.Listen, s.dir.address)
+	if err != nil {
+		return err
+	}
+	s.address = listener.Addr().String()
+	crds, err := apiConfig(s.dir, s.RESTConfig(), s.address, s.compactEvery).Complete().New(genericapiserver.NewEmptyDelegate())
+	if err != nil {
+		listener.Close()
+		return fmt.Errorf("build it: %w", err)
+	}
+	addDiscovery(crds)
+	crds.GenericAPIServer.PrepareRun()
+
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.api = &apiServer{CustomResourceDefinitions: crds, stop: stop, done: make(chan struct{})}
+	s.onStop("close the API server", s.api.close)
+	s.api.serve(life, listener, s.credentials.pair, s.end)
+	crds.GenericAPIServer.RunPostStartHooks(life)
+	return s.api.waitSynced(ctx, s.ended)
+}
+
+// serve answers requests until close.
+func (a *apiServer) serve(life context.Context, l net.Listener, pair tls.Certificate, died func(error)) {
+	a.http = http.Server{
+		Handler:           a.GenericAPIServer.Handler,
+		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+		BaseContext:       func(net.Listener) context.Context { return life },
+		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		MaxHeaderBytes:    1 << 20,
+		ErrorLog:          log.New(logWriter{klog.FromContext(life)}, "", 0),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 1000}, // each watch of a process is a stream of one connection
+	}
+	go func() {
+		defer close(a.done)
+		if err := a.http.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			died(fmt.Errorf("serve the API: %w", err))
+		}
+	}()
+}
+
+// waitSynced returns when the definitions that etcd holds are being served.
+func (a *apiServer) waitSynced(ctx context.Context, ended <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if !cache.WaitForCacheSync(ctx.Done(), a.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().HasSynced) {
+		return fmt.Errorf("wait for the stored definitions: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// drainTime is how long running requests may take to finish when the server stops. Watches end at once.
+const drainTime = 2 * time.Second
+
+// close ends requests, controllers and connections to etcd.
+func (a *apiServer) close(ctx context.Context) error {
+	a.stop()
+	drain, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	if err := a.http.Shutdown(drain); err != nil {
+		_ = a.http.Close() // what is still open is not worth waiting for
+	}
+	<-a.done
+	a.GenericAPIServer.Destroy()
+	return nil
+}
+
+// apiConfig configures the server field by field; see the package comment for why. What is not set is off: admission,
+// audit, priority and fairness, metrics, profiling, encryption at rest.
+func apiConfig(dir layout, client *rest.Config, address string, compactEvery time.Duration) *apiserver.Config {
+	generic := genericapiserver.NewRecommendedConfig(apiserver.Codecs)
+	generic.ExternalAddress = address
+	generic.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
+	generic.MergedResourceConfig = apiserver.DefaultAPIResourceConfigSource()
+	generic.EnableIndex = false
+	generic.EnableMetrics = false
+	generic.EnableProfiling = false
+	generic.StorageObjectCountTracker = nil
+	generic.RESTOptionsGetter = newStorage(dir.socket, apiserver.Codecs.LegacyCodec(apiextensionsv1.SchemeGroupVersion), compactEvery)
+
+	// The server is its own client. It has a token of its own, which nobody else ever sees.
+	generic.LoopbackClientConfig = rest.CopyConfig(client)
+	generic.LoopbackClientConfig.BearerToken = rand.Text()
+	generic.Authentication.Authenticator = authenticatorfactory.NewFromTokens(map[string]*user.DefaultInfo{
+		client.BearerToken: {Name: "plinth", Groups: []string{user.AllAuthenticated, user.SystemPrivilegedGroup}},
+	}, nil)
+	generic.Authorization.Authorizer = authorizerfactory.NewAlwaysAllowAuthorizer()
+
+	// Without both, kubectl explain has nothing to show, and apply nothing to validate with.
+	names := openapinamer.NewDefinitionNamer(apiserver.Scheme)
+	generic.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(openapi.GetOpenAPIDefinitions, names)
+	generic.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, names)
+
+	// This hook exits the process when the server is stopped before it is through. waitSynced does its work.
+	generic.DisabledPostStartHooks.Insert("crd-informer-synced")
+
+	return &apiserver.Config{
+		GenericConfig: generic,
+		ExtraConfig: apiserver.ExtraConfig{
+			CRDRESTOptionsGetter: newStorage(dir.socket, unstructured.UnstructuredJSONScheme, compactEvery),
+			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, generic.LoopbackClientConfig, noop.NewTracerProvider()),
+		},
+	}
+}
+
+// logWriter takes what net/http has to say of its clients, such as failed handshakes.
+type logWriter struct{ logger klog.Logger }
+
+func (w logWriter) Write(line []byte) (int, error) {
+	w.logger.V(4).Info("API connection", "message", string(line))
+	return len(line), nil
+}

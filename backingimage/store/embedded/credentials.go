@@ -1,0 +1,133 @@
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"time"
+
+	"plinth.dev/plinth/backingimage/durable"
+)
+
+// A certificate lives for ten years and is replaced in its last one, at a start. Nobody but us needs to trust it, and a
+// server that runs for nine years without a restart is somebody's deliberate choice.
+const (
+	certificateLife  = 10 * 365 * 24 * time.Hour
+	certificateRenew = 365 * 24 * time.Hour
+)
+
+// minTokenLength keeps an empty or truncated file from becoming a password.
+const minTokenLength = 20
+
+// credentials are what client and server know of each other.
+type credentials struct {
+	token       string
+	certificate []byte // PEM, the server's certificate; it is its own authority
+	pair        tls.Certificate
+}
+
+// loadCredentials reads what an earlier run left, and makes what is missing or worn out.
+func (s *Server) loadCredentials(context.Context) error {
+	token, err := loadToken(s.dir.token)
+	if err != nil {
+		return err
+	}
+	pair, certificate, err := loadCertificate(s.dir.tls, listenHost(s.opts.Listen), s.opts.Clock.Now())
+	if err != nil {
+		return err
+	}
+	s.credentials = credentials{token: token, certificate: certificate, pair: pair}
+	return nil
+}
+
+func loadToken(path string) (string, error) {
+	content, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read token: %w", err)
+	}
+	if token := string(bytes.TrimSpace(content)); len(token) >= minTokenLength {
+		return token, nil
+	}
+	token := rand.Text()
+	if err := durable.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("keep token: %w", err)
+	}
+	return token, nil
+}
+
+// loadCertificate returns the key and certificate in the file, and makes new ones when they are missing, unreadable,
+// about to expire, or not for this host.
+func loadCertificate(path string, host net.IP, now time.Time) (tls.Certificate, []byte, error) {
+	content, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, nil, fmt.Errorf("read certificate: %w", err)
+	}
+	if pair, err := tls.X509KeyPair(content, content); err == nil && usable(pair.Leaf, host, now) {
+		return pair, certificatePEM(pair), nil
+	}
+	content, err = newCertificate(host, now)
+	if err != nil {
+		return tls.Certificate{}, nil, fmt.Errorf("make certificate: %w", err)
+	}
+	if err := durable.WriteFile(path, content, 0o600); err != nil {
+		return tls.Certificate{}, nil, fmt.Errorf("keep certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(content, content)
+	if err != nil {
+		return tls.Certificate{}, nil, fmt.Errorf("read new certificate: %w", err)
+	}
+	return pair, certificatePEM(pair), nil
+}
+
+func usable(c *x509.Certificate, host net.IP, now time.Time) bool {
+	return now.After(c.NotBefore) && now.Add(certificateRenew).Before(c.NotAfter) && c.VerifyHostname(host.String()) == nil
+}
+
+func certificatePEM(pair tls.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})
+}
+
+// newCertificate returns a key and its self-signed certificate as one PEM file, so that one rename replaces both.
+func newCertificate(host net.IP, now time.Time) ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: "plinth"},
+		NotBefore:             now.Add(-time.Hour), // a client's clock may be a little behind
+		NotAfter:              now.Add(certificateLife),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+		DNSNames:              []string{"localhost"},
+		IPAddresses:           []net.IP{host, net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...), nil
+}
