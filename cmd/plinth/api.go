@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -82,8 +82,8 @@ func anyExists(paths []string) bool {
 // apiError gives an error of the API its Kind, and a remedy when nobody answered.
 func apiError(err error, action, noun, name string) error {
 	var unreachable *url.Error
-	if errors.As(err, &unreachable) && !isContextError(err) {
-		return backingimage.Errorf(backingimage.NotReady, "%s %s: the API does not answer: %w; is `plinth standalone` running, and is this its kubeconfig?", action, fmt.Sprintf("%s %q", noun, name), unreachable.Err)
+	if errors.As(err, &unreachable) && !errors.Is(err, context.Canceled) {
+		return backingimage.Errorf(backingimage.NotReady, "%s %s %q: the API does not answer: %w; is `plinth standalone` running, and is this its kubeconfig?", action, noun, name, unreachable.Err)
 	}
 	return store.Classify(action, noun, name, err)
 }

@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 )
 
 func main() {
@@ -28,7 +29,7 @@ func main() {
 
 // run executes one command line and returns its exit code. An error is printed once, on stderr, without the usage.
 func run(ctx context.Context, stdout, stderr io.Writer, args ...string) int {
-	root := newRootCommand(&cli{out: stdout, err: stderr})
+	root := newRootCommand(&cli{out: stdout, err: stderr, clock: clock.RealClock{}})
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
 )
@@ -15,6 +16,8 @@ import (
 type cli struct {
 	out io.Writer // results
 	err io.Writer // progress, warnings, errors
+
+	clock clock.PassiveClock
 
 	kubeconfig  string
 	csiEndpoint string
@@ -35,6 +38,10 @@ func newRootCommand(c *cli) *cobra.Command {
 	flags.IntVarP(&c.verbosity, "verbosity", "v", 0, "log `level`: 0 state changes, 2 steps, 4 why nothing was done, 5 payloads")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return setVerbosity(c.verbosity) }
 	root.AddCommand(
+		newImageCommand(c),
+		newVolumeCommand(c),
+		newDiskCommand(c),
+		newNodeCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),
 	)
@@ -77,6 +84,16 @@ func exactly(names ...string) cobra.PositionalArgs {
 		}
 		if len(args) > len(names) {
 			return usageError(cmd, "unexpected argument %q", args[len(names)])
+		}
+		return nil
+	}
+}
+
+// atLeastOne checks that a command has one argument or more.
+func atLeastOne(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageError(cmd, "%s is missing", name)
 		}
 		return nil
 	}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"plinth.dev/plinth/backingimage"
+)
+
+// sizeText is a number of bytes for people, such as 2.1 GiB; "" for none.
+func sizeText(bytes int64) string {
+	if bytes <= 0 {
+		return ""
+	}
+	const units = "KMGTPE"
+	if bytes < 1024 {
+		return fmt.Sprintf("%d B", bytes)
+	}
+	value, unit := float64(bytes)/1024, 0
+	for value >= 1023.95 && unit < len(units)-1 {
+		value, unit = value/1024, unit+1
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + " " + string(units[unit]) + "iB"
+}
+
+// exactSizeText is sizeText with the exact number behind it.
+func exactSizeText(bytes int64) string {
+	if bytes < 1024 {
+		return sizeText(bytes)
+	}
+	return fmt.Sprintf("%s (%d bytes)", sizeText(bytes), bytes)
+}
+
+// parseSize reads a flag's size in bytes: 10Gi, 10G or 10737418240. "" is 0.
+func parseSize(flag, value string) (int64, error) {
+	if value == "" {
+		return 0, nil
+	}
+	q, err := resource.ParseQuantity(value)
+	if err != nil {
+		return 0, backingimage.Errorf(backingimage.Invalid, "%s: %q is not a size; write 10Gi, 10G or a number of bytes", flag, value)
+	}
+	bytes := q.Value()
+	if bytes <= 0 {
+		return 0, backingimage.Errorf(backingimage.Invalid, "%s: %q must be more than 0", flag, value)
+	}
+	return bytes, nil
+}
+
+// validateName checks a name that the API server must accept as an object's.
+func validateName(noun, name string) error {
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
+		return backingimage.Errorf(backingimage.Invalid,
+			"%q is not a name that %s can have: use at most 253 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit, like fedora-42", name, noun)
+	}
+	return nil
+}
+
+// tagList is a comma list without blanks and empty entries.
+func tagList(values []string) []string {
+	var tags []string
+	for _, v := range values {
+		if v = strings.TrimSpace(v); v != "" {
+			tags = append(tags, v)
+		}
+	}
+	return tags
+}
+
+// ageText is how long ago t was, like 5m or 3d.
+func ageText(now time.Time, t metav1.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return duration.HumanDuration(max(now.Sub(t.Time), 0))
+}
+
+// timeText is a time for show commands, with how long ago it was.
+func timeText(now time.Time, t metav1.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), ageText(now, t))
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// conditionText is yes, or no with the reason, or unknown.
+func conditionText(conditions []metav1.Condition, kind string) string {
+	c := meta.FindStatusCondition(conditions, kind)
+	switch {
+	case c == nil || c.Status == metav1.ConditionUnknown:
+		return "unknown"
+	case c.Status == metav1.ConditionTrue:
+		return "yes"
+	case c.Message != "":
+		return "no: " + c.Message
+	}
+	return "no"
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
+)
+
+// noun is a kind of object as the CLI shows it; ls, show and the completion of names come from it.
+type noun[T store.Object, L runtime.Object] struct {
+	kind      string // as in the API
+	one, many string // as people say
+	resource  func(*store.Client) *store.Resource[T, L]
+	empty     string // what to do when there are none
+	header    []string
+	row       func(obj T, now time.Time) []string
+	show      func(ctx context.Context, w io.Writer, client *store.Client, obj T, now time.Time) error
+}
+
+func (n *noun[T, L]) lsCommand(c *cli) *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List " + n.many,
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			list, objects, err := n.list(cmd.Context(), client, metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, obj := range objects {
+				names = append(names, obj.GetName())
+			}
+			return o.print(c.out, list, names, func() error { return n.printList(c, objects) })
+		},
+	}
+	o.addFlag(cmd)
+	return cmd
+}
+
+func (n *noun[T, L]) printList(c *cli, objects []T) error {
+	if len(objects) == 0 {
+		_, err := fmt.Fprintf(c.err, "No %s. %s\n", n.many, n.empty)
+		return err
+	}
+	now := c.clock.Now()
+	var rows [][]string
+	for _, obj := range objects {
+		rows = append(rows, n.row(obj, now))
+	}
+	return printTable(c.out, n.header, rows)
+}
+
+func (n *noun[T, L]) showCommand(c *cli) *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use:               "show NAME",
+		Aliases:           []string{"get", "describe"},
+		Short:             "Show everything about a " + n.one,
+		Args:              exactly("NAME"),
+		ValidArgsFunction: n.complete(c),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := c.client()
+			if err != nil {
+				return err
+			}
+			obj, err := n.get(cmd.Context(), client, args[0])
+			if err != nil {
+				return err
+			}
+			return o.print(c.out, obj, []string{obj.GetName()}, func() error {
+				return n.show(cmd.Context(), c.out, client, obj, c.clock.Now())
+			})
+		},
+	}
+	o.addFlag(cmd)
+	return cmd
+}
+
+// get returns an object by its name. NotFound, Invalid.
+func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string) (T, error) {
+	if err := validateName("a "+n.one, name); err != nil {
+		var none T
+		return none, err
+	}
+	obj, err := n.resource(client).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return obj, apiError(err, "get", n.one, name)
+	}
+	n.stamp(obj)
+	return obj, nil
+}
+
+// list returns the list as the API has it, and its objects.
+func (n *noun[T, L]) list(ctx context.Context, client *store.Client, o metav1.ListOptions) (L, []T, error) {
+	list, err := n.resource(client).List(ctx, o)
+	if err != nil {
+		return list, nil, apiError(err, "list", n.many, "all")
+	}
+	list.GetObjectKind().SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(n.kind + "List"))
+	objects := []T{}
+	err = meta.EachListItem(list, func(item runtime.Object) error {
+		obj := item.(T)
+		n.stamp(obj)
+		objects = append(objects, obj)
+		return nil
+	})
+	return list, objects, err
+}
+
+// stamp gives an object the kind that typed clients leave out, and drops what only servers read.
+func (n *noun[T, L]) stamp(obj T) {
+	obj.GetObjectKind().SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(n.kind))
+	obj.SetManagedFields(nil)
+}
+
+// completionTimeout bounds how long a press of the tab key can take.
+const completionTimeout = 2 * time.Second
+
+// complete offers the names of the objects for every argument.
+func (n *noun[T, L]) complete(c *cli) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+		defer cancel()
+		client, err := c.client()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		_, objects, err := n.list(ctx, client, metav1.ListOptions{})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var names []cobra.Completion
+		for _, obj := range objects {
+			if strings.HasPrefix(obj.GetName(), typed) {
+				names = append(names, obj.GetName())
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	csispec "github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/spf13/cobra"
+)
+
+func newVolumeRmCommand(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm NAME...",
+		Aliases:           []string{"delete"},
+		Short:             "Delete volumes and their data",
+		Args:              atLeastOne("NAME"),
+		ValidArgsFunction: volumes.complete(c),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.removeVolumes(cmd.Context(), args)
+		},
+	}
+}
+
+func (c *cli) removeVolumes(ctx context.Context, names []string) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	driver, err := c.dialCSI(ctx)
+	if err != nil {
+		return err
+	}
+	defer driver.close()
+	for _, name := range names {
+		v, err := findVolume(ctx, client, name)
+		if err != nil {
+			return err
+		}
+		if _, err := driver.controller.DeleteVolume(ctx, &csispec.DeleteVolumeRequest{VolumeId: v.Name}); err != nil {
+			return csiError(ctx, err)
+		}
+		fmt.Fprintf(c.out, "volume %s deleted\n", name)
+	}
+	return nil
+}
