@@ -1,0 +1,102 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/source"
+)
+
+// content makes the content of the downloaded file, complete and synced, and returns its manifest.
+func (d *download) content(ctx context.Context) (*manifest.Manifest, error) {
+	defer d.close()
+	if d.info.Format == format.QCOW2 {
+		return d.convert(ctx)
+	}
+	bytes := format.Padded(d.stream.bytes)
+	if err := settle(d.file, bytes); err != nil {
+		return nil, err
+	}
+	return d.digests.Manifest(bytes), nil
+}
+
+// convert turns the qcow2 file into raw content.
+func (d *download) convert(ctx context.Context) (*manifest.Manifest, error) {
+	qcow2, err := format.Open(d.file, d.stream.bytes, d.job.Limits)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := os.OpenFile(d.staged.path(disk.ImageFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("convert: %w", err)
+	}
+	defer raw.Close()
+	bytes := qcow2.VirtualBytes()
+	d.meter.step(Converting, 0, bytes)
+	err = qcow2.Convert(ctx, func(index int64, chunk []byte) error {
+		d.meter.at(index*manifest.ChunkBytes + int64(len(chunk)))
+		return storeChunk(raw, d.digests, index, chunk)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("convert: %w", err)
+	}
+	if err := settle(raw, bytes); err != nil {
+		return nil, err
+	}
+	d.meter.at(bytes)
+	return d.digests.Manifest(bytes), nil
+}
+
+// settle gives a finished content its size and puts it on disk.
+func settle(f *os.File, bytes int64) error {
+	if err := f.Truncate(bytes); err != nil {
+		return fmt.Errorf("set the size of %s: %w", f.Name(), err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// result describes the finished download.
+func (d *download) result(m *manifest.Manifest) Result {
+	return Result{
+		Format: d.info.Format, SourceBytes: d.stream.bytes, VirtualBytes: m.Bytes(),
+		Checksum: d.hashes.hex(source.SHA512), ContentDigest: m.ContentDigest(),
+	}
+}
+
+// eachChunk calls work for every chunk of a manifest, from two goroutines, in no order.
+func eachChunk(ctx context.Context, m *manifest.Manifest, work func(index int64, buffer []byte) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	indexes := make(chan int64)
+	group.Go(func() error {
+		defer close(indexes)
+		for i := range m.Chunks() {
+			select {
+			case indexes <- i:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	for range 2 {
+		group.Go(func() error {
+			buffer := make([]byte, manifest.ChunkBytes)
+			for i := range indexes {
+				if err := work(i, buffer); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}

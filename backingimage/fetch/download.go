@@ -1,0 +1,129 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/source"
+)
+
+// download brings a source file into the staging directory.
+type download struct {
+	job    *Job
+	want   source.Checksum
+	meter  *meter
+	staged staging
+	stream *stream
+
+	info        format.Info // Format is empty until the first bytes are there
+	file        *os.File
+	hashes      hashes
+	digests     *manifest.Builder
+	savedChunks int64
+	saving      atomic.Bool // a checkpoint is on its way
+	savedOffset int64       // where the last one was begun
+	savedTime   time.Time
+}
+
+func newDownload(job *Job, want source.Checksum, m *meter) *download {
+	d := &download{job: job, want: want, meter: m, staged: staging(job.Dir)}
+	d.stream = &stream{
+		source: job.Source, clock: job.Clock, patience: job.Patience, checked: !want.IsZero(),
+		arrived: m.at, bytes: -1, lastByte: job.Clock.Now(), delay: firstDelay,
+	}
+	return d
+}
+
+// run brings the whole file and checks it.
+func (d *download) run(ctx context.Context) error {
+	err := d.resume(ctx)
+	if err == nil {
+		err = d.transfer(ctx)
+	}
+	for errors.Is(err, errRestart) {
+		if err = d.reset(); err == nil {
+			err = d.transfer(ctx)
+		}
+	}
+	d.stream.close()
+	if err != nil {
+		d.close()
+		return err
+	}
+	return d.hashes.check(d.want, d.job.Source)
+}
+
+func (d *download) close() {
+	if d.file != nil {
+		d.file.Close()
+		d.file = nil
+	}
+}
+
+// contentPath is where the bytes go as they come.
+func (d *download) contentPath() string {
+	if d.info.Format == format.QCOW2 {
+		return d.staged.path(sourceFile)
+	}
+	return d.staged.path(disk.ImageFile)
+}
+
+// resume goes on from a checkpoint, or begins anew where there is none to go on from.
+func (d *download) resume(ctx context.Context) error {
+	d.blank()
+	c, err := d.loadCheckpoint()
+	if err != nil {
+		return err
+	}
+	if c == nil {
+		return d.reset()
+	}
+	restored, err := d.restore(c)
+	if err != nil {
+		return err
+	}
+	if !restored {
+		klog.FromContext(ctx).Info("Starting the download over: its checkpoint does not fit what is on disk", "directory", d.job.Dir)
+		return d.reset()
+	}
+	d.stream.offset, d.stream.bytes, d.stream.validator = c.Offset, c.SourceBytes, c.Validator
+	d.savedOffset = c.Offset
+	d.meter.step(Downloading, c.Offset, c.SourceBytes)
+	d.announce()
+	klog.FromContext(ctx).Info("Continuing the download", "source", d.job.Source.String(), "offset", c.Offset)
+	return d.staged.cleanExcept(checkpointFile, digestsFile, disk.ImageFile, sourceFile)
+}
+
+// blank forgets what is known of the content.
+func (d *download) blank() {
+	d.close()
+	d.info = format.Info{}
+	d.hashes = newHashes(d.want)
+	d.digests = new(manifest.Builder)
+	d.savedChunks, d.savedOffset, d.savedTime = 0, 0, d.job.Clock.Now()
+	d.saving.Store(false)
+}
+
+// reset begins anew with an empty directory.
+func (d *download) reset() error {
+	d.stream.offset = 0
+	d.blank()
+	d.meter.step(Downloading, 0, -1)
+	return d.staged.cleanExcept()
+}
+
+// announce reports what the first bytes told.
+func (d *download) announce() {
+	d.meter.say(func(p *Progress) {
+		p.Format, p.VirtualBytes = d.info.Format, d.info.VirtualBytes
+		p.SourceBytes, p.Total = d.stream.bytes, d.stream.bytes
+	})
+}

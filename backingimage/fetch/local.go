@@ -1,0 +1,84 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/manifest"
+)
+
+// CopyLocal makes a copy from a finished one on another disk of this machine. Every chunk is compared with the manifest
+// on its way: a damaged one is Corrupt and says which. to is a staging directory as of Job.Dir; a killed CopyLocal is
+// begun anew by the next.
+func CopyLocal(ctx context.Context, from, to string, report func(Progress)) (Result, error) {
+	result, err := copyLocal(ctx, from, to, newMeter(clock.RealClock{}, report))
+	if err == nil {
+		return result, nil
+	}
+	err = describeFull(err, to)
+	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
+		err = errors.Join(err, os.RemoveAll(to))
+	}
+	return Result{}, fmt.Errorf("copy image from %s: %w", from, err)
+}
+
+func copyLocal(ctx context.Context, from, to string, progress *meter) (Result, error) {
+	record, m, err := load(from)
+	if err != nil {
+		return Result{}, err
+	}
+	staged := staging(to)
+	if err := staged.make(); err != nil {
+		return Result{}, err
+	}
+	if done, err := Load(to); err == nil && done.ImageUID == record.ImageUID && done.ContentDigest == record.ContentDigest {
+		return done.Result, staged.clean()
+	}
+	if err := staged.cleanExcept(); err != nil {
+		return Result{}, err
+	}
+	progress.step(Copying, 0, m.Bytes())
+	if err := copyContent(ctx, from, staged, m, progress); err != nil {
+		return Result{}, err
+	}
+	return staged.seal(record, m)
+}
+
+func copyContent(ctx context.Context, from string, to staging, m *manifest.Manifest, progress *meter) error {
+	in, err := os.Open(filepath.Join(from, disk.ImageFile))
+	if err != nil {
+		return fmt.Errorf("read copy: %w", err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to.path(disk.ImageFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write copy: %w", err)
+	}
+	defer out.Close()
+	err = eachChunk(ctx, m, func(index int64, buffer []byte) error {
+		offset, length := m.Span(index)
+		progress.at(offset)
+		if m.Digest(index).IsZero() {
+			return nil
+		}
+		chunk := buffer[:length]
+		if _, err := in.ReadAt(chunk, offset); err != nil {
+			return fmt.Errorf("read chunk %d: %w", index, err)
+		}
+		if manifest.Sum(chunk) != m.Digest(index) {
+			return damaged(from, "%w", &BadChunks{[]int64{index}})
+		}
+		return writeSparse(out, chunk, offset)
+	})
+	if err != nil {
+		return err
+	}
+	return settle(out, m.Bytes())
+}

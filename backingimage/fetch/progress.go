@@ -1,0 +1,70 @@
+package fetch
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/utils/clock"
+)
+
+// Steps of making a copy.
+const (
+	Downloading = "downloading" // Bytes of the source file
+	Converting  = "converting"  // Bytes of the content
+	Copying     = "copying"     // Bytes of the content; CopyLocal
+	Verifying   = "verifying"   // Bytes of the content; Verify
+)
+
+// Progress is how far a step is.
+type Progress struct {
+	Step         string
+	Bytes        int64 // done in this step, what earlier attempts did included
+	Total        int64 // of this step; -1 while unknown
+	Format       string
+	SourceBytes  int64 // -1 while unknown
+	VirtualBytes int64 // -1 while unknown
+}
+
+// meter passes progress on, not too often.
+type meter struct {
+	mu       sync.Mutex
+	clock    clock.PassiveClock
+	report   func(Progress)
+	progress Progress
+	last     time.Time
+}
+
+// pause is the least time between two reports of one step.
+const pause = 100 * time.Millisecond
+
+func newMeter(c clock.PassiveClock, report func(Progress)) *meter {
+	if report == nil {
+		report = func(Progress) {}
+	}
+	return &meter{clock: c, report: report, progress: Progress{Total: -1, SourceBytes: -1, VirtualBytes: -1}}
+}
+
+// say changes what is known and reports it at once.
+func (m *meter) say(change func(*Progress)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change(&m.progress)
+	m.last = m.clock.Now()
+	m.report(m.progress)
+}
+
+// at reports that a step has done so many bytes; steps never go backwards.
+func (m *meter) at(bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.progress.Bytes = max(m.progress.Bytes, bytes)
+	if now := m.clock.Now(); now.Sub(m.last) >= pause {
+		m.last = now
+		m.report(m.progress)
+	}
+}
+
+// step begins a step.
+func (m *meter) step(name string, bytes, total int64) {
+	m.say(func(p *Progress) { p.Step, p.Bytes, p.Total = name, bytes, total })
+}

@@ -1,0 +1,78 @@
+package fetch
+
+import (
+	"fmt"
+	"hash"
+	"os"
+
+	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/source"
+)
+
+// hashStage feeds one hash.
+type hashStage struct {
+	algorithm source.Algorithm
+	hashes    hashes
+	hash      hash.Hash
+}
+
+// hashState is what a hashStage notes.
+type hashState struct {
+	algorithm source.Algorithm
+	state     []byte
+}
+
+func (s *hashStage) work(b *block) error {
+	s.hash.Write(b.data())
+	return nil
+}
+
+func (s *hashStage) note(int64) (any, error) {
+	state, err := s.hashes.save(s.algorithm)
+	return hashState{s.algorithm, state}, err
+}
+
+// contentStage writes raw content, sparse, and collects its digests.
+type contentStage struct {
+	file    *os.File
+	digests *manifest.Builder
+}
+
+func (s *contentStage) work(b *block) error {
+	padded := format.Padded(int64(b.length))
+	clear(b.buffer[b.length:padded])
+	return storeChunk(s.file, s.digests, b.index, b.buffer[:padded])
+}
+
+func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.file, offset) }
+
+// storeChunk writes one chunk of a content and its digest.
+func storeChunk(f *os.File, digests *manifest.Builder, index int64, chunk []byte) error {
+	if digests.Add(index, chunk).IsZero() {
+		return nil
+	}
+	return writeSparse(f, chunk, index*manifest.ChunkBytes)
+}
+
+// sourceStage keeps a source file as it comes.
+type sourceStage struct{ file *os.File }
+
+func (s *sourceStage) work(b *block) error {
+	_, err := s.file.WriteAt(b.data(), b.offset())
+	return err
+}
+
+func (s *sourceStage) note(offset int64) (any, error) { return nil, extend(s.file, offset) }
+
+// extend makes a file at least so many bytes long: one that ends in a hole would be shorter otherwise.
+func extend(f *os.File, bytes int64) error {
+	info, err := f.Stat()
+	if err == nil && info.Size() < bytes {
+		err = f.Truncate(bytes)
+	}
+	if err != nil {
+		return fmt.Errorf("extend %s: %w", f.Name(), err)
+	}
+	return nil
+}

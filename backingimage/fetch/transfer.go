@@ -1,0 +1,133 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/manifest"
+)
+
+// transfer moves bytes from the stream to the disk until the source ends.
+func (d *download) transfer(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first, last, err := d.open(ctx)
+	if err != nil {
+		return err
+	}
+	p, ctx := newPipeline(ctx, d.save, d.stages()...)
+	context.AfterFunc(ctx, cancel) // a stage that fails must not wait for the network
+	p.group.Go(func() error {
+		defer p.end()
+		return d.read(ctx, p, first, last)
+	})
+	return p.group.Wait()
+}
+
+// open decides the format by the source's first bytes, unless a checkpoint did, and makes the file they go to. It
+// returns the bytes it had to read for that, and whether they are all.
+func (d *download) open(ctx context.Context) (head []byte, last bool, err error) {
+	if d.info.Format != "" {
+		return nil, false, nil
+	}
+	head = make([]byte, format.HeadBytes)
+	n, err := d.stream.fill(ctx, head)
+	last = errors.Is(err, io.EOF)
+	if err != nil && !last {
+		return nil, false, err
+	}
+	if last {
+		d.stream.bytes = int64(n)
+	}
+	if d.info, err = format.Probe(head[:n], d.stream.bytes, d.job.Limits); err != nil {
+		return nil, false, fmt.Errorf("download %s: %w", d.job.Source, err)
+	}
+	d.announce()
+	d.file, err = os.OpenFile(d.contentPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	return head[:n], last, err
+}
+
+// stages that every block passes.
+func (d *download) stages() []stage {
+	var stages []stage
+	for algorithm, hash := range d.hashes {
+		stages = append(stages, &hashStage{algorithm: algorithm, hashes: d.hashes, hash: hash})
+	}
+	if d.info.Format == format.QCOW2 {
+		return append(stages, &sourceStage{d.file})
+	}
+	return append(stages, &contentStage{d.file, d.digests})
+}
+
+// read fills blocks, beginning with what was read already, and gives them to the stages.
+func (d *download) read(ctx context.Context, p *pipeline, head []byte, last bool) error {
+	for index := d.stream.offset / manifest.ChunkBytes; ; index++ {
+		b, err := p.take(ctx)
+		if err != nil {
+			return err
+		}
+		b.index, b.length = index, copy(b.buffer[:], head)
+		if !last {
+			var n int
+			n, err = d.stream.fill(ctx, b.buffer[b.length:])
+			b.length += n
+			last = errors.Is(err, io.EOF)
+		}
+		head = nil
+		if err != nil && !last {
+			return d.interrupted(ctx, p, b.offset(), err)
+		}
+		if err := d.job.Limits.CheckSource(d.stream.offset); err != nil {
+			return err
+		}
+		if b.length > 0 {
+			if err := p.give(ctx, b); err != nil {
+				return err
+			}
+		}
+		if last {
+			d.stream.bytes = d.stream.offset
+			return nil
+		}
+		if err := d.checkpoint(ctx, p); err != nil {
+			return err
+		}
+	}
+}
+
+// checkpoint sends a mark when it is time for one and the last one is done with.
+func (d *download) checkpoint(ctx context.Context, p *pipeline) error {
+	due := d.stream.offset-d.savedOffset >= d.job.CheckpointBytes || d.job.Clock.Since(d.savedTime) >= d.job.CheckpointInterval
+	if !due || !d.saving.CompareAndSwap(false, true) {
+		return nil
+	}
+	_, err := d.mark(ctx, p, d.stream.offset)
+	return err
+}
+
+func (d *download) mark(ctx context.Context, p *pipeline, offset int64) (*mark, error) {
+	d.savedOffset, d.savedTime = offset, d.job.Clock.Now()
+	return p.mark(ctx, position{offset: offset, bytes: d.stream.bytes, validator: d.stream.validator})
+}
+
+// interrupted keeps what came until the source fell silent, then gives up with the cause. offset is the end of the
+// last whole block.
+func (d *download) interrupted(ctx context.Context, p *pipeline, offset int64, cause error) error {
+	if !backingimage.Is(cause, backingimage.NotReady) || offset == d.savedOffset || !d.saving.CompareAndSwap(false, true) {
+		return cause
+	}
+	m, err := d.mark(ctx, p, offset)
+	if err != nil {
+		return cause
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+	}
+	return cause
+}
