@@ -111,15 +111,18 @@ func (l Layout) Remove(dir string) error {
 	return purge(removed)
 }
 
-// sweep finishes the removals that were killed half-way.
+// sweep finishes the removals that were killed half-way, and removes half-made volumes: those are never resumed, and nobody can
+// be at work on one while the disk is being opened. Staged images stay; their fetch goes on.
 func (d *Disk) sweep() error {
-	names, err := names(d.layout.Staging(), removedPrefix)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := purge(filepath.Join(d.layout.Staging(), removedPrefix+name)); err != nil {
-			return fmt.Errorf("finish a removal: %w", err)
+	for _, prefix := range []string{removedPrefix, "volume-"} {
+		names, err := names(d.layout.Staging(), prefix)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := purge(filepath.Join(d.layout.Staging(), prefix+name)); err != nil {
+				return fmt.Errorf("sweep %s: %w", d.layout.Staging(), err)
+			}
 		}
 	}
 	return nil

@@ -42,3 +42,6 @@ func (l Layout) StagedVolume(id string) string {
 
 // Staging is the directory of everything unfinished.
 func (l Layout) Staging() string { return filepath.Join(string(l), "staging") }
+
+// VolumesLock is the file by which processes exclude each other from one volume.
+func (l Layout) VolumesLock() string { return filepath.Join(string(l), "volumes.lock") }

@@ -36,13 +36,8 @@ func (r record) encode() ([]byte, error) {
 func (e *Engine) read(id string) (record, error) {
 	path := filepath.Join(e.layout.Volume(id), disk.VolumeRecord)
 	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if _, err := os.Stat(e.layout.Volume(id)); errors.Is(err, os.ErrNotExist) {
-			return record{}, noVolume(id)
-		}
-	}
 	if err != nil {
-		return record{}, backingimage.Errorf(backingimage.Corrupt, "volume %s: cannot read its record: %w", id, err)
+		return record{}, e.missing(id, err)
 	}
 	var r record
 	if err := json.Unmarshal(text, &r); err != nil || r.ID != id || r.FormatVersion < 1 {
@@ -53,10 +48,18 @@ func (e *Engine) read(id string) (record, error) {
 	}
 	info, err := os.Stat(e.file(id))
 	if err != nil {
-		return record{}, backingimage.Errorf(backingimage.Corrupt, "volume %s: its data is gone: %w", id, err)
+		return record{}, e.missing(id, err)
 	}
 	r.Bytes = info.Size()
 	return r, nil
+}
+
+// missing says what it means that a volume's file cannot be read: there is no volume, or a damaged one.
+func (e *Engine) missing(id string, err error) error {
+	if _, gone := os.Stat(e.layout.Volume(id)); errors.Is(gone, os.ErrNotExist) {
+		return backingimage.Errorf(backingimage.NotFound, "there is no volume %s on this disk", id)
+	}
+	return backingimage.Errorf(backingimage.Corrupt, "volume %s is damaged: %w", id, err)
 }
 
 // mustEqual is Conflict when an existing volume is not what is asked for.

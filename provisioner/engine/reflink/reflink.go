@@ -101,10 +101,6 @@ func roundSize(id string, bytes int64) (int64, error) {
 	return (bytes + sizeUnit - 1) / sizeUnit * sizeUnit, nil
 }
 
-func noVolume(id string) error {
-	return backingimage.Errorf(backingimage.NotFound, "there is no volume %s on this disk", id)
-}
-
 func statfs(path string) (total, available int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {

@@ -150,6 +150,9 @@ func (e *Engine) List(ctx context.Context) ([]engine.Info, error) {
 	}
 	var infos []engine.Info
 	for _, entry := range entries {
+		if checkID(entry.Name()) != nil {
+			continue // no volume of ours
+		}
 		r, err := e.read(entry.Name())
 		if backingimage.Is(err, backingimage.NotFound) {
 			continue // deleted since
