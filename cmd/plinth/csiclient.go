@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -23,20 +24,22 @@ type csiClient struct {
 
 // dialCSI connects to the socket of the flag and makes sure that a driver answers there.
 func (c *cli) dialCSI(ctx context.Context) (*csiClient, error) {
-	if !strings.HasPrefix(c.csiEndpoint, "unix:///") {
+	path, ok := strings.CutPrefix(c.csiEndpoint, "unix://")
+	if !ok || !strings.HasPrefix(path, "/") {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--csi-endpoint: %q is not a Unix socket; write it like unix:///run/plinth/csi.sock", c.csiEndpoint)
 	}
+	probe, err := new(net.Dialer).DialContext(ctx, "unix", path) // its errors are clearer than the client's
+	if err != nil {
+		return nil, backingimage.Errorf(backingimage.NotReady, "no CSI driver answers at %s: %w; is `plinth standalone` running, and is this its --csi-endpoint?", c.csiEndpoint, err)
+	}
+	_ = probe.Close() // nothing was sent
 	conn, err := grpc.NewClient(c.csiEndpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--csi-endpoint: %w", err)
 	}
 	if _, err := csispec.NewIdentityClient(conn).GetPluginInfo(ctx, &csispec.GetPluginInfoRequest{}); err != nil {
-		_ = conn.Close() // nothing was sent that could be lost
-		if status.Code(err) != codes.Unavailable {
-			return nil, csiError(ctx, err)
-		}
-		return nil, backingimage.Errorf(backingimage.NotReady, "no CSI driver answers at %s: is `plinth standalone` running, and may this user reach its socket? (%s)",
-			c.csiEndpoint, status.Convert(err).Message())
+		_ = conn.Close() // every call has been answered
+		return nil, csiError(ctx, err)
 	}
 	return &csiClient{conn: conn, controller: csispec.NewControllerClient(conn), node: csispec.NewNodeClient(conn)}, nil
 }

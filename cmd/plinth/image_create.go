@@ -89,13 +89,13 @@ func (r imageRequest) image() (*v1alpha1.BackingImage, error) {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--url is missing: say where the image is, like --url https://example.org/disk.qcow2")
 	}
 	if err := source.ValidateURL(r.url); err != nil {
-		return nil, fmt.Errorf("--url: %w", err)
+		return nil, fmt.Errorf("--%w", err) // it begins with url:
 	}
 	checksum := ""
 	if r.checksum != "" {
 		sum, err := source.ParseChecksum(r.checksum)
 		if err != nil {
-			return nil, fmt.Errorf("--checksum: %w", err)
+			return nil, fmt.Errorf("--%w", err) // it begins with checksum:
 		}
 		checksum = sum.String()
 	}

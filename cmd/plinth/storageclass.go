@@ -57,7 +57,7 @@ func readStorageClass(path string) (storageClass, error) {
 		}
 		var class storageClass
 		if err := yaml.Unmarshal(document, &class); err != nil {
-			return bad("%w; parameters are strings: put quotes around numbers and true or false", err)
+			return bad("%w", err)
 		}
 		if class.Kind == storageClassKind {
 			found = append(found, class)
