@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
+)
+
+// Reconcile brings one copy about, or takes it away.
+func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	uid, uuid, ok := v1alpha1.ParseCopyName(name)
+	d, mine := a.disks[uuid]
+	if !ok || !mine {
+		return 0, nil
+	}
+	c, exists := a.store.Copies.Get(name)
+	if !exists || c.DeletionTimestamp != nil {
+		a.fetches.stop(name)
+		if err := d.RemoveImage(uid); err != nil {
+			return 0, fmt.Errorf("remove copy: %w", err)
+		}
+		return 0, nil
+	}
+	if a.fetches.running(name) {
+		return 0, nil
+	}
+	record, err := fetch.Load(d.Layout().Image(uid))
+	if err == nil {
+		return 0, a.adopt(ctx, c, d, record)
+	}
+	if !backingimage.Is(err, backingimage.NotFound) {
+		klog.FromContext(ctx).Error(err, "Copy is damaged; removing it to make it anew", "backingImage", c.Spec.Image)
+		if err := d.RemoveImage(uid); err != nil {
+			return 0, fmt.Errorf("remove damaged copy: %w", err)
+		}
+	}
+	return a.begin(ctx, c, d)
+}
+
+// adopt reports a copy that is on the disk.
+func (a *Agent) adopt(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, record fetch.Record) error {
+	if c.Status.State == v1alpha1.CopyReady && c.Status.ContentDigest == record.ContentDigest {
+		return nil
+	}
+	if err := d.PublishImage(c.Spec.ImageUID); err != nil { // a crash may have come before the last of it
+		return fmt.Errorf("protect copy: %w", err)
+	}
+	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { ready(s, record.Result) })
+}
+
+// begin starts a fetch, unless it has to wait or cannot help.
+func (a *Agent) begin(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk) (time.Duration, error) {
+	if c.Final() {
+		return 0, nil
+	}
+	if c.Status.State == v1alpha1.CopyFailed {
+		if wait := c.Status.NextTryTime.Sub(a.options.Clock.Now()); wait > 0 {
+			return wait, nil
+		}
+	}
+	image, ok := a.store.Images.Get(c.Spec.Image)
+	if !ok || string(image.UID) != c.Spec.ImageUID {
+		return 0, nil // the controller is about to delete the copy; its images' change brings us back
+	}
+	run, waits, err := a.plan(c, d, image)
+	if err != nil {
+		return 0, a.failed(ctx, c.Name, err)
+	}
+	if waits == "" && !a.fetches.start(c.Name, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
+		waits = fmt.Sprintf("waits for one of %d running fetches on this node to end", a.options.MaxFetches)
+	}
+	if waits == "" {
+		return 0, nil
+	}
+	return waitRetry, a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { s.State, s.Message = v1alpha1.CopyPending, waits })
+}
+
+// waitRetry is how often a copy that waits for another looks again, should it miss the other's end.
+const waitRetry = 10 * time.Second
+
+// report changes a copy's status and logs a change of state. A copy whose object has gone needs no report.
+func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.BackingImageCopyStatus)) error {
+	var before, after v1alpha1.CopyState
+	written, err := a.store.Copies.ModifyStatus(ctx, name, func(c *v1alpha1.BackingImageCopy) {
+		before = c.Status.State
+		change(&c.Status)
+		c.Status.ObservedGeneration = c.Generation
+		if after = c.Status.State; before != after {
+			c.Status.LastStateTransitionTime = metav1.NewTime(a.options.Clock.Now())
+		}
+	})
+	if backingimage.Is(err, backingimage.NotFound) {
+		return nil
+	}
+	if err == nil && before != after {
+		klog.FromContext(ctx).Info("Copy changed state", "backingImage", written.Spec.Image, "disk", written.Spec.DiskUUID, "from", before, "to", after, "message", written.Status.Message)
+		a.options.Metrics.transition(after)
+	}
+	return err
+}
+
+// ready is the status of a copy that is verified and clonable.
+func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
+	*s = v1alpha1.BackingImageCopyStatus{
+		State: v1alpha1.CopyReady, Progress: 100, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
+		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastVerifiedTime: s.LastVerifiedTime, LastStateTransitionTime: s.LastStateTransitionTime,
+	}
+}
+
+// failed is the report of a fetch that ended in an error: tried again later, at a time that the status tells, or, where
+// that cannot help, never.
+func (a *Agent) failed(ctx context.Context, name string, cause error) error {
+	return a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
+		s.State, s.Reason, s.Message = v1alpha1.CopyFailed, backingimage.KindOf(cause).String(), cause.Error()
+		s.BytesPerSecond, s.ETASeconds = 0, 0
+		s.Attempts++
+		s.NextTryTime = nil
+		if !backingimage.Terminal(cause) {
+			next := metav1.NewTime(a.options.Clock.Now().Add(a.backoff(s.Attempts, cause)).Truncate(time.Second))
+			s.NextTryTime = &next
+			s.Message += "; next try at " + next.UTC().Format(time.RFC3339)
+		}
+	})
+}

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
+	"plinth.dev/plinth/backingimage/source"
+)
+
+// attempt is one try at making a copy in the staging directory.
+type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error)
+
+// plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
+// the image's source; waits tells what it has to wait for instead.
+func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
+	staged := d.Layout().StagedImage(c.Spec.ImageUID)
+	for uuid, other := range a.disks {
+		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
+			from := other.Layout().Image(c.Spec.ImageUID)
+			return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+				return fetch.CopyLocal(ctx, from, staged, report)
+			}, "", nil
+		}
+	}
+	if !c.Spec.Origin {
+		return nil, "waits for the image's first copy, which another disk is making", nil
+	}
+	from, err := a.source(image)
+	if err != nil {
+		return nil, "", err
+	}
+	job := fetch.Job{
+		Dir: staged, Image: image.Name, ImageUID: c.Spec.ImageUID, Source: from, Checksum: image.Spec.Checksum,
+		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
+	}
+	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+		return fetch.Run(ctx, job, report)
+	}, "", nil
+}
+
+// source is where an image's bytes come from.
+func (a *Agent) source(image *v1alpha1.BackingImage) (source.Source, error) {
+	if image.Spec.SourceType != v1alpha1.SourceDownload {
+		return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with sourceType download", image.Spec.SourceType)
+	}
+	return source.NewHTTP(string(image.Spec.SourceParameters[v1alpha1.ParameterURL]), a.options.Source)
+}
+
+// fetch makes a copy and publishes it, reporting on the way. It runs in a goroutine of its own; ctx ends when the copy
+// is no longer wanted or the agent stops, and then nothing is reported.
+func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attempt) {
+	defer a.wakeAll() // after finish: whoever waits for this fetch, or for its place, looks again
+	defer a.fetches.finish(name)
+	uid, _, _ := v1alpha1.ParseCopyName(name)
+	log := klog.FromContext(ctx)
+	if err := a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
+		s.State, s.Message, s.Reason, s.NextTryTime = v1alpha1.CopyStarting, "opening the source", "", nil
+	}); err != nil && ctx.Err() == nil {
+		log.Error(err, "Cannot report the fetch")
+	}
+	began := a.options.Clock.Now()
+	meter := newMeter(a.options.Clock, a.options.ProgressInterval, func(s func(*v1alpha1.BackingImageCopyStatus)) {
+		if err := a.report(ctx, name, s); err != nil && ctx.Err() == nil {
+			log.Error(err, "Cannot report progress")
+		}
+	})
+	result, err := run(ctx, meter.progress)
+	meter.stop()
+	if err == nil {
+		err = publish(d, uid)
+	}
+	switch {
+	case ctx.Err() != nil:
+		log.V(2).Info("Fetch stopped")
+		return
+	case err == nil:
+		a.options.Metrics.fetched(result.SourceBytes, a.options.Clock.Since(began))
+		err = a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) { ready(s, result) })
+	default:
+		a.options.Metrics.fetchFailed(backingimage.KindOf(err))
+		err = a.failed(ctx, name, err)
+	}
+	if err != nil {
+		log.Error(err, "Cannot report the fetch's end; will find it on the disk")
+	}
+}
+
+func publish(d *disk.Disk, uid string) error {
+	if err := d.PublishImage(uid); err != nil {
+		return fmt.Errorf("publish copy: %w", err)
+	}
+	return nil
+}
+
+// backoff is how long to wait after the n-th failed attempt: what the server asked for, else doubling up to a bound.
+func (a *Agent) backoff(n int32, cause error) time.Duration {
+	wait := a.options.RetryBase << min(max(n-1, 0), 10)
+	return max(min(wait, a.options.RetryMax), min(source.RetryAfter(cause), time.Hour))
+}

@@ -1,0 +1,84 @@
+package node
+
+import (
+	"context"
+	"sync"
+
+	"k8s.io/klog/v2"
+)
+
+// fetches are the goroutines that make copies, by copy name, at most max at once.
+type fetches struct {
+	max  int
+	mu   sync.Mutex
+	byID map[string]*running
+}
+
+type running struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func newFetches(max int) *fetches { return &fetches{max: max, byID: map[string]*running{}} }
+
+// start runs work in a goroutine of its own, unless one runs under that name (then nothing is done) or too many run
+// (then it returns false).
+func (f *fetches) start(name string, work func(context.Context), log klog.Logger) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byID[name] != nil {
+		return true
+	}
+	if len(f.byID) >= f.max {
+		return false
+	}
+	// Not a child of the reconcile's context: a fetch outlives the call that began it, and stop ends it.
+	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), log))
+	r := &running{cancel: cancel, done: make(chan struct{})}
+	f.byID[name] = r
+	go func() {
+		defer close(r.done)
+		defer cancel()
+		work(ctx)
+	}()
+	return true
+}
+
+// running reports whether a fetch runs under the name.
+func (f *fetches) running(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.byID[name] != nil
+}
+
+// finish takes a fetch off the list; its own goroutine calls it last.
+func (f *fetches) finish(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.byID, name)
+}
+
+// stop ends a fetch and returns when it has ended.
+func (f *fetches) stop(name string) {
+	f.mu.Lock()
+	r := f.byID[name]
+	f.mu.Unlock()
+	if r != nil {
+		r.cancel()
+		<-r.done
+	}
+}
+
+// stopAll ends every fetch and returns when all have ended.
+func (f *fetches) stopAll() {
+	f.mu.Lock()
+	var names []string
+	for name, r := range f.byID {
+		r.cancel()
+		names = append(names, name)
+	}
+	f.mu.Unlock()
+	for _, name := range names {
+		f.stop(name)
+	}
+}

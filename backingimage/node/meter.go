@@ -1,0 +1,119 @@
+package node
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/fetch"
+)
+
+// meter turns a fetch's progress into reports at a bounded rate, with speed and time left. What people and CreateVolume
+// wait for, a new step and the sizes, is reported at once; reports are written by a goroutine of the meter's own so that
+// a slow API server does not slow the fetch.
+type meter struct {
+	clock    clock.WithTicker
+	interval time.Duration
+	write    func(func(*v1alpha1.BackingImageCopyStatus))
+
+	mu      sync.Mutex
+	latest  fetch.Progress
+	changed bool
+
+	urgent chan struct{}
+	quit   chan struct{}
+	done   chan struct{}
+}
+
+func newMeter(c clock.WithTicker, interval time.Duration, write func(func(*v1alpha1.BackingImageCopyStatus))) *meter {
+	m := &meter{clock: c, interval: interval, write: write, urgent: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	go m.run()
+	return m
+}
+
+// progress takes what the fetch says; it never blocks.
+func (m *meter) progress(p fetch.Progress) {
+	m.mu.Lock()
+	urgent := p.Step != m.latest.Step || p.VirtualBytes != m.latest.VirtualBytes
+	m.latest, m.changed = p, true
+	m.mu.Unlock()
+	if urgent {
+		select {
+		case m.urgent <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// stop ends the reports and returns when the last is written.
+func (m *meter) stop() {
+	close(m.quit)
+	<-m.done
+}
+
+func (m *meter) run() {
+	defer close(m.done)
+	ticker := m.clock.NewTicker(m.interval)
+	defer ticker.Stop()
+	var speed speedometer
+	for {
+		select {
+		case <-m.quit:
+			return
+		case <-m.urgent:
+		case <-ticker.C():
+		}
+		m.mu.Lock()
+		p, changed := m.latest, m.changed
+		m.changed = false
+		m.mu.Unlock()
+		if changed {
+			rate := speed.observe(m.clock.Now(), p.Step, p.Bytes)
+			m.write(func(s *v1alpha1.BackingImageCopyStatus) { inProgress(s, p, rate) })
+		}
+	}
+}
+
+// inProgress is the status of a copy that is being made.
+func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64) {
+	s.State, s.Message = v1alpha1.CopyInProgress, p.Step
+	s.BytesDone, s.BytesTotal, s.BytesPerSecond = p.Bytes, max(p.Total, 0), rate
+	s.Progress, s.ETASeconds = 0, 0
+	if p.Total > 0 {
+		s.Progress = int32(min(p.Bytes*100/p.Total, 99)) // 100 is for ready
+		if rate > 0 {
+			s.ETASeconds = (p.Total - p.Bytes + rate - 1) / rate
+		}
+	}
+	s.Format, s.Size, s.VirtualSize = p.Format, max(p.SourceBytes, 0), p.VirtualBytes
+}
+
+// speedometer measures bytes per second over about the last ten seconds of one step.
+type speedometer struct {
+	step string
+	at   []sample
+}
+
+type sample struct {
+	time  time.Time
+	bytes int64
+}
+
+const speedWindow = 10 * time.Second
+
+func (m *speedometer) observe(now time.Time, step string, bytes int64) int64 {
+	if step != m.step {
+		m.step, m.at = step, nil
+	}
+	m.at = append(m.at, sample{now, bytes})
+	for len(m.at) > 2 && now.Sub(m.at[0].time) > speedWindow {
+		m.at = m.at[1:]
+	}
+	seconds := now.Sub(m.at[0].time).Seconds()
+	if seconds < 0.1 {
+		return 0
+	}
+	return int64(float64(bytes-m.at[0].bytes) / seconds)
+}

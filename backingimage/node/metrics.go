@@ -1,0 +1,51 @@
+package node
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+)
+
+// Metrics of the agent.
+type Metrics struct {
+	transitions  *prometheus.CounterVec
+	sourceBytes  prometheus.Counter
+	fetchSeconds prometheus.Histogram
+	failures     *prometheus.CounterVec
+}
+
+// NewMetrics makes the agent's metrics and registers them; r may be nil.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		transitions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plinth_copy_transitions_total", Help: "Changes of state of copies on this node, by the new state.",
+		}, []string{"state"}),
+		sourceBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plinth_source_bytes_total", Help: "Bytes of the source files of the copies made on this node.",
+		}),
+		fetchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "plinth_fetch_seconds", Help: "Time from the start of a successful fetch to the ready copy.", Buckets: prometheus.ExponentialBuckets(0.1, 3, 10),
+		}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plinth_fetch_failures_total", Help: "Fetches that ended in an error, by its kind.",
+		}, []string{"kind"}),
+	}
+	if r != nil {
+		r.MustRegister(m.transitions, m.sourceBytes, m.fetchSeconds, m.failures)
+	}
+	return m
+}
+
+func (m *Metrics) transition(to v1alpha1.CopyState) { m.transitions.WithLabelValues(string(to)).Inc() }
+
+func (m *Metrics) fetched(bytes int64, took time.Duration) {
+	m.sourceBytes.Add(float64(bytes))
+	m.fetchSeconds.Observe(took.Seconds())
+}
+
+func (m *Metrics) fetchFailed(kind backingimage.Kind) {
+	m.failures.WithLabelValues(kind.String()).Inc()
+}
