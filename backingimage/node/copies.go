@@ -42,7 +42,7 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 			return 0, fmt.Errorf("remove damaged copy: %w", err)
 		}
 	}
-	return a.begin(ctx, c, d)
+	return a.begin(ctx, name, d)
 }
 
 // adopt reports a copy that is on the disk.
@@ -56,8 +56,13 @@ func (a *Agent) adopt(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { ready(s, record.Result) })
 }
 
-// begin starts a fetch, unless it has to wait or cannot help.
-func (a *Agent) begin(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk) (time.Duration, error) {
+// begin starts a fetch, unless it has to wait or cannot help. It asks the API server, not the cache: how the last fetch
+// ended may not have come back yet.
+func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Duration, error) {
+	c, err := a.store.Copies.Live(ctx, name)
+	if err != nil {
+		return 0, ignoreNotFound(err)
+	}
 	if c.Final() {
 		return 0, nil
 	}
@@ -97,14 +102,11 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 			c.Status.LastStateTransitionTime = metav1.NewTime(a.options.Clock.Now())
 		}
 	})
-	if backingimage.Is(err, backingimage.NotFound) {
-		return nil
-	}
 	if err == nil && before != after {
 		klog.FromContext(ctx).Info("Copy changed state", "backingImage", written.Spec.Image, "disk", written.Spec.DiskUUID, "from", before, "to", after, "message", written.Status.Message)
 		a.options.Metrics.transition(after)
 	}
-	return err
+	return ignoreNotFound(err)
 }
 
 // ready is the status of a copy that is verified and clonable.
@@ -129,4 +131,11 @@ func (a *Agent) failed(ctx context.Context, name string, cause error) error {
 			s.Message += "; next try at " + next.UTC().Format(time.RFC3339)
 		}
 	})
+}
+
+func ignoreNotFound(err error) error {
+	if backingimage.Is(err, backingimage.NotFound) {
+		return nil
+	}
+	return err
 }
