@@ -25,8 +25,9 @@ var layers = map[string][]string{
 	"provisioner":        {"provisioner", "backingimage"},
 	"provisioner/engine": {"provisioner/engine", "backingimage"},
 	"csi":                {"csi", "provisioner", "backingimage"},
-	"cmd":                {"cmd", "csi", "provisioner", "backingimage"},
-	"test":               {"test", "csi", "provisioner", "backingimage"},
+	"cmd":                {"cmd", "csi", "provisioner", "backingimage", "deploy"}, // deploy embeds the CRDs
+	"test":               {"test", "csi", "provisioner", "backingimage", "deploy"},
+	"deploy":             {},
 }
 
 // restricted names packages that only a few folders may import, tests anywhere excepted.
@@ -83,7 +84,7 @@ func TestTopLevelIsFixed(t *testing.T) {
 
 func TestSizeOfFunctionsIsBounded(t *testing.T) {
 	for _, f := range mustParseTree(t) {
-		if f.generated {
+		if f.generated || f.test { // a test may be a long list of sub-tests
 			continue
 		}
 		for name, lines := range f.functions {
@@ -105,7 +106,7 @@ func TestNamesOfPackagesSaySomething(t *testing.T) {
 // goFile is what the rules need of a source file.
 type goFile struct {
 	path, folder, pkg string
-	test, generated   bool
+	test, generated   bool // test: a test, or a package for tests, whose name ends so
 	imports           []string
 	functions         map[string]int // lines of each, by name
 }
@@ -147,7 +148,7 @@ func parseFile(path string) (goFile, error) {
 		path:      relative,
 		folder:    filepath.ToSlash(filepath.Dir(relative)),
 		pkg:       syntax.Name.Name,
-		test:      strings.HasSuffix(path, "_test.go"),
+		test:      strings.HasSuffix(path, "_test.go") || strings.HasSuffix(filepath.Dir(path), "test"),
 		generated: ast.IsGenerated(syntax),
 		functions: map[string]int{},
 	}

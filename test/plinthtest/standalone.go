@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"plinth.dev/plinth/test/leftover"
 )
 
 // Options of a Standalone. The zero value is a good one.
@@ -227,7 +229,7 @@ func (s *Standalone) cleanUp() {
 		_ = s.process.Process.Kill() // fails only when it has ended
 		<-s.exited
 	}
-	if err := release(s.Dir); err != nil {
+	if err := leftover.Release(s.Dir); err != nil {
 		s.tb.Errorf("clean up %s: %v", s.Dir, err)
 		return // what is still mounted below it must not be removed
 	}

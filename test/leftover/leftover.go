@@ -1,4 +1,6 @@
-package plinthtest
+// Package leftover finds what a process of Plinth's left in the kernel when it was killed, by the directory that
+// everything of it lies in: mounts, and loop devices on files. What belongs to another directory is never touched.
+package leftover
 
 import (
 	"errors"
@@ -10,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// release unmounts everything below dir, and everything whose device is a loop device on a file below dir, and removes
-// those loop devices. A volume's file lies in a pool that is itself mounted from a file below dir, hence the rounds.
-func release(dir string) error {
+// Release unmounts everything below dir, and everything whose device is a loop device on a file below dir, and removes
+// those loop devices. dir must be free of symbolic links, as the kernel reports paths. A volume's file lies in a pool that is itself mounted from a file below dir, hence the rounds.
+func Release(dir string) error {
 	var last error
 	for range 4 {
 		loops, err := loopsOn(dir)

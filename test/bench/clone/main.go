@@ -1,0 +1,202 @@
+// Command clone measures what a volume's clone costs beside the least that any program could do: open the image, make a
+// file, FICLONE, ftruncate. The engine does more for its price (a record, a name given in one step, all of it on disk when it
+// returns), so the bare clone is measured with an fsync as well, for the reader.
+//
+// The images have 1 GiB of data in 512 pieces that lie apart on the disk, as a parallel download leaves them, at
+// 1, 10 and 100 GiB of virtual size; medians of alternating runs. One line for each comparison:
+//
+//	name <TAB> ours <TAB> rival <TAB> ratio <TAB> bound
+//
+// A bound of "-" is a line for the reader.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/provisioner/engine"
+	"plinth.dev/plinth/provisioner/engine/reflink"
+)
+
+const (
+	gib        = 1 << 30
+	pieces     = 512
+	pieceBytes = gib / pieces
+)
+
+func main() {
+	dir := flag.String("dir", os.TempDir(), "working directory; a disk of up to 4 GiB is made in it and removed")
+	runs := flag.Int("runs", 41, "runs of each clone; the median counts")
+	flag.Parse()
+	if err := run(context.Background(), *dir, *runs); err != nil {
+		fmt.Fprintln(os.Stderr, "clone:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, dir string, runs int) (err error) {
+	root, err := os.MkdirTemp(dir, "bench-clone-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(root)
+	d, err := disk.Open(ctx, root, disk.Options{PoolBytes: 16 * gib})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := d.Close(ctx); err == nil {
+			err = cerr
+		}
+	}()
+	b := &bench{disk: d, engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity}), runs: runs}
+	ours := map[int64]time.Duration{}
+	for _, size := range []int64{1, 10, 100} {
+		if ours[size], err = b.measure(ctx, size*gib); err != nil {
+			return err
+		}
+	}
+	line("clone of 100 GiB : of 1 GiB", ours[100], ours[1], "1.25")
+	return nil
+}
+
+type bench struct {
+	disk   *disk.Disk
+	engine engine.Engine
+	runs   int
+}
+
+// measure prints the lines for one virtual size and returns our median.
+func (b *bench) measure(ctx context.Context, size int64) (time.Duration, error) {
+	uid := fmt.Sprintf("image-%d", size/gib)
+	if err := b.image(uid, size); err != nil {
+		return 0, fmt.Errorf("make image: %w", err)
+	}
+	defer b.disk.RemoveImage(uid)
+	source := filepath.Join(b.disk.Layout().Image(uid), disk.ImageFile)
+	contenders := []func(i int) error{
+		func(i int) error {
+			return b.engine.Clone(ctx, engine.Volume{ID: fmt.Sprintf("v%d", i), Bytes: size + 1<<20}, engine.From{Image: uid})
+		},
+		func(i int) error { return bare(source, b.scratch("bare", i), size+1<<20, false) },
+		func(i int) error { return bare(source, b.scratch("synced", i), size+1<<20, true) },
+	}
+	medians, err := b.alternate(contenders)
+	if err != nil {
+		return 0, err
+	}
+	name := fmt.Sprintf("clone of %d GiB", size/gib)
+	line(name+" : bare", medians[0], medians[1], "1.5")
+	line(name+" : bare and fsync", medians[0], medians[2], "-")
+	return medians[0], b.clear(ctx)
+}
+
+// image publishes an image whose pieces were written in random order, so that neighbours in the file are none on the disk.
+func (b *bench) image(uid string, size int64) error {
+	staged := b.disk.Layout().StagedImage(uid)
+	if err := os.MkdirAll(staged, 0o700); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(staged, disk.ImageFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	piece := make([]byte, pieceBytes)
+	order := rand.New(rand.NewPCG(1, 2)).Perm(pieces)
+	for _, i := range order {
+		piece[0] = byte(i)
+		if _, err := f.WriteAt(piece, int64(i)*(size/pieces)); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil { // allocates it here and now
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(staged, disk.ManifestFile), nil, 0o600); err != nil {
+		return err
+	}
+	return b.disk.PublishImage(uid)
+}
+
+func (b *bench) scratch(kind string, i int) string {
+	return filepath.Join(b.disk.Layout().Staging(), fmt.Sprintf("%s-%d", kind, i))
+}
+
+// bare is the rival.
+func bare(source, target string, size int64, sync bool) error {
+	s, err := os.Open(source)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	t, err := os.OpenFile(target, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	if err := unix.IoctlFileClone(int(t.Fd()), int(s.Fd())); err != nil {
+		return err
+	}
+	if err := t.Truncate(size); err != nil || !sync {
+		return err
+	}
+	return t.Sync()
+}
+
+// alternate runs the contenders in turn and returns their medians. What one leaves for the filesystem to do later is
+// done before the next begins.
+func (b *bench) alternate(contenders []func(i int) error) ([]time.Duration, error) {
+	root, err := os.Open(string(b.disk.Layout()))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	took := make([][]time.Duration, len(contenders))
+	for i := range b.runs {
+		for c, contend := range contenders {
+			begin := time.Now()
+			if err := contend(i); err != nil {
+				return nil, err
+			}
+			took[c] = append(took[c], time.Since(begin))
+			if err := unix.Syncfs(int(root.Fd())); err != nil {
+				return nil, err
+			}
+		}
+	}
+	medians := make([]time.Duration, len(contenders))
+	for c := range took {
+		slices.Sort(took[c])
+		medians[c] = took[c][len(took[c])/2]
+	}
+	return medians, nil
+}
+
+// clear removes what the contenders made.
+func (b *bench) clear(ctx context.Context) error {
+	for i := range b.runs {
+		if err := b.engine.Delete(ctx, fmt.Sprintf("v%d", i)); err != nil {
+			return err
+		}
+		os.Remove(b.scratch("bare", i))
+		os.Remove(b.scratch("synced", i))
+	}
+	return nil
+}
+
+func line(name string, ours, rival time.Duration, bound string) {
+	fmt.Printf("%s\t%v\t%v\t%.2f\t%s\n", name, ours.Round(time.Microsecond), rival.Round(time.Microsecond), float64(ours)/float64(rival), bound)
+}

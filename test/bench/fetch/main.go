@@ -1,0 +1,72 @@
+// Command fetch measures making copies against the tools that a person would use instead, on the same machine, in the
+// same run, turn and turn about. It prints one line for each case:
+//
+//	name <TAB> ours <TAB> rival <TAB> median ratio <TAB> bound
+//
+// and ends with exit code 1 when a ratio is over its bound. Times are medians in seconds, to the point at which the data
+// is on disk; memory is in MiB. The rivals:
+//
+//   - a download: curl | tee FILE | sha512sum, then sync FILE. Ours also makes chunk digests and checkpoints.
+//   - a conversion: qemu-img convert -O raw, then sync FILE. Ours also makes chunk digests.
+//   - memory: a budget over what the process needs anyway.
+//
+// The server is a process of its own, the same for both sides, and so is each of our attempts.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+)
+
+// Roles that the program has when it runs itself.
+const (
+	roleServe = "serve" // DIR
+	roleFetch = "fetch" // URL DIR
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// config is what the flags say.
+type config struct {
+	dir         string
+	bytes       int64
+	memoryBytes int64
+	runs        int
+	only        string
+}
+
+func run(ctx context.Context) error {
+	var c config
+	role := flag.String("role", "", "internal: what a process that this one started is for")
+	flag.StringVar(&c.dir, "dir", "", "directory for the files, 6 times -bytes large; a new one under the system's temporary directory by default")
+	flag.Int64Var(&c.bytes, "bytes", 2<<30, "size of the raw image, in bytes; the qcow2 images hold half of it")
+	flag.Int64Var(&c.memoryBytes, "memory-bytes", 0, "size of the import that memory is measured over, in bytes; 0 leaves that case out")
+	flag.IntVar(&c.runs, "runs", 3, "measured runs of each side")
+	flag.StringVar(&c.only, "only", "", "run only cases whose name contains this")
+	flag.Parse()
+	switch *role {
+	case roleServe:
+		return serve(ctx, flag.Arg(0))
+	case roleFetch:
+		return fetchOnce(ctx, flag.Arg(0), flag.Arg(1))
+	}
+	dir, err := os.MkdirTemp(c.dir, "bench-fetch-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{config: c, files: filepath.Join(dir, "files"), work: filepath.Join(dir, "work")}
+	return b.run(ctx)
+}
