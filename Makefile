@@ -25,7 +25,7 @@ help: ## List the targets
 
 .PHONY: demo
 demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)
-	@PLINTH=$(CURDIR)/bin/plinth bash test/demo/demo.sh
+	@$(GO) run ./test/demo -plinth bin/plinth
 
 .PHONY: build
 build: ## Build the static binary bin/plinth
