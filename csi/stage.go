@@ -1,0 +1,156 @@
+package csi
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/csi/mount"
+	"plinth.dev/plinth/provisioner"
+)
+
+const (
+	// defaultWait is how long staging waits for a volume when the caller gives no deadline; kubelet's is two minutes.
+	defaultWait = 110 * time.Second
+	// answerMargin is the most of a caller's deadline that is kept for the answer to reach it.
+	answerMargin = 3 * time.Second
+)
+
+// staging is a NodeStageVolume call, parsed.
+type staging struct {
+	volume   string
+	path     string
+	block    bool
+	fsType   string // "": what is found, or the default
+	readOnly bool
+	options  []string
+}
+
+func stageRequest(r *csi.NodeStageVolumeRequest) (staging, error) {
+	c := r.GetVolumeCapability()
+	s := staging{
+		volume:   r.GetVolumeId(),
+		path:     r.GetStagingTargetPath(),
+		block:    c.GetBlock() != nil,
+		fsType:   c.GetMount().GetFsType(),
+		readOnly: readerOnly(c),
+	}
+	for _, flag := range c.GetMount().GetMountFlags() {
+		s.options = append(s.options, strings.Split(flag, ",")...)
+	}
+	if slices.Contains(s.options, "ro") {
+		s.readOnly = true
+	} else if s.readOnly {
+		s.options = append(s.options, "ro")
+	}
+	return s, firstError(required("volume_id", s.volume), requiredPath("staging_target_path", s.path), checkCapability(c))
+}
+
+// NodeStageVolume waits for the volume, attaches it and, in Filesystem mode, mounts its filesystem. A volume that is not
+// ready in time is Unavailable, with its progress.
+func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	s, err := stageRequest(r)
+	if err != nil {
+		return nil, err
+	}
+	attached, err := n.attach(ctx, s.volume)
+	if err != nil {
+		return nil, err
+	}
+	stage := s.filesystem
+	if s.block {
+		stage = s.device
+	}
+	if err := stage(ctx, attached); err != nil {
+		return nil, err
+	}
+	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+// attach waits for the volume, but lets go early enough that the caller still gets the reason for waiting.
+func (n *node) attach(ctx context.Context, id string) (provisioner.Attached, error) {
+	deadline, given := ctx.Deadline()
+	ctx, cancel := context.WithDeadline(ctx, waitUntil(time.Now(), deadline, given))
+	defer cancel()
+	defer context.AfterFunc(n.stopping, cancel)()
+	return n.volumes.Attach(ctx, id)
+}
+
+// waitUntil is when waiting ends, so that a tenth of the time given, up to answerMargin, is left for the answer.
+func waitUntil(now, deadline time.Time, given bool) time.Time {
+	if !given {
+		return now.Add(defaultWait)
+	}
+	return deadline.Add(-min(answerMargin, max(0, deadline.Sub(now))/10))
+}
+
+// device stages a volume in Block mode: it is attached, and that is all.
+func (s staging) device(_ context.Context, a provisioner.Attached) error {
+	mounted, err := filesystemsOf(a)
+	if err == nil && len(mounted) > 0 {
+		err = backingimage.Errorf(backingimage.Conflict, "volume %s is in use as a filesystem on %s; unstage it there before it is used as a block device", s.volume, pathsOf(mounted))
+	}
+	return err
+}
+
+// NodeUnstageVolume undoes NodeStageVolume, however much of it was done.
+func (n *node) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
+	id, path := r.GetVolumeId(), r.GetStagingTargetPath()
+	if err := firstError(required("volume_id", id), requiredPath("staging_target_path", path)); err != nil {
+		return nil, err
+	}
+	attached, err := n.volumes.Attached(ctx, id)
+	if err != nil && !absent(err) {
+		return nil, err
+	}
+	if err == nil {
+		if err := unstage(attached, path); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.volumes.Detach(ctx, id); err != nil && !backingimage.Is(err, backingimage.NotFound) {
+		return nil, err
+	}
+	return &csi.NodeUnstageVolumeResponse{}, nil
+}
+
+// absent says that there is no such volume, or that it is not attached.
+func absent(err error) bool {
+	return backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Precondition)
+}
+
+// unstage unmounts the volume's filesystem and leaves the device as Attach made it. InUse while it is published.
+func unstage(a provisioner.Attached, path string) error {
+	d, err := mount.Inspect(a.Device)
+	if err != nil {
+		return err
+	}
+	bound, err := mount.Showing(d)
+	if err != nil {
+		return err
+	}
+	mounted, err := filesystemsOf(a)
+	if err != nil {
+		return err
+	}
+	elsewhere, err := without(append(bound, mounted...), path)
+	if err != nil {
+		return err
+	}
+	if len(elsewhere) > 0 {
+		return backingimage.Errorf(backingimage.InUse, "volume %s is still published on %s; unpublish it there first", a.Volume.Name, pathsOf(elsewhere))
+	}
+	if len(mounted) > 0 {
+		if err := mount.Unmount(path); err != nil {
+			return err
+		}
+	}
+	if d.ReadOnly {
+		return mount.SetReadOnly(d.Path, false)
+	}
+	return nil
+}
