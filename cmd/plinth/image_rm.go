@@ -98,9 +98,11 @@ func (c *cli) waitUntilGone(ctx context.Context, client *store.Client, image *v1
 		if err != nil {
 			return false, err
 		}
-		said = now.Status.Message
-		meter.say(fmt.Sprintf("image %s: deleting %s", image.Name, said))
+		if now.Status.ObservedGeneration == now.Generation { // else the message is of the time before
+			said = ": " + now.Status.Message
+		}
+		meter.say(fmt.Sprintf("image %s is being deleted%s", image.Name, said))
 		return false, nil
 	})
-	return timedOut(err, timeout, "image %s is not gone: %s", image.Name, said)
+	return timedOut(err, timeout, "image %s is not gone%s", image.Name, said)
 }

@@ -61,13 +61,19 @@ func (p progress) numbers() string {
 	case p.doneBytes > 0:
 		parts = append(parts, sizeText(p.doneBytes))
 	}
-	if p.state == string(v1alpha1.CopyInProgress) && p.bytesPerSecond > 0 {
-		parts = append(parts, sizeText(p.bytesPerSecond)+"/s")
-		if p.secondsLeft > 0 {
-			parts = append(parts, (time.Duration(p.secondsLeft)*time.Second).String()+" left")
-		}
+	return strings.Join(append(parts, p.speed()...), ", ")
+}
+
+// speed is the rate and the time left, as far as they are known.
+func (p progress) speed() []string {
+	if p.state != string(v1alpha1.CopyInProgress) || p.bytesPerSecond == 0 {
+		return nil
 	}
-	return strings.Join(parts, ", ")
+	parts := []string{sizeText(p.bytesPerSecond) + "/s"}
+	if p.secondsLeft > 0 {
+		parts = append(parts, (time.Duration(p.secondsLeft)*time.Second).String()+" left")
+	}
+	return parts
 }
 
 // sentence is the state with what is known beside it.
@@ -114,26 +120,23 @@ func (m *meter) show(p progress) {
 	if m.bar.GetMax64() != p.totalBytes {
 		m.bar.ChangeMax64(p.totalBytes)
 	}
-	rate := ""
-	if p.bytesPerSecond > 0 {
-		rate = fmt.Sprintf(" %s/s", sizeText(p.bytesPerSecond))
-	}
-	if p.secondsLeft > 0 {
-		rate += fmt.Sprintf(", %s left", time.Duration(p.secondsLeft)*time.Second)
-	}
-	m.bar.Describe(p.what + rate)
-	_ = m.bar.Set64(min(p.doneBytes, p.totalBytes-1)) // a bar that cannot be drawn must not end the wait; the last byte is the caller's to celebrate
+	m.bar.Describe(p.barText())
+	_ = m.bar.Set64(min(p.doneBytes, p.totalBytes-1)) // a bar that cannot be drawn must not end the wait; nor is the last byte the end of it
+}
+
+// barText is like "image fedora-42: 0.9 GiB of 2.1 GiB, 210 MiB/s, 6s left".
+func (p progress) barText() string {
+	text := fmt.Sprintf("%s: %s of %s", p.what, sizeText(p.doneBytes), sizeText(p.totalBytes))
+	return strings.Join(append([]string{text}, p.speed()...), ", ")
 }
 
 func newBar(w io.Writer, total int64) *progressbar.ProgressBar {
 	return progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(w),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionShowTotalBytes(true),
-		progressbar.OptionUseIECUnits(true),
 		progressbar.OptionSetPredictTime(false),
 		progressbar.OptionSetElapsedTime(false),
 		progressbar.OptionSetWidth(30),
+		progressbar.OptionShowDescriptionAtLineEnd(),
 		progressbar.OptionClearOnFinish(),
 		progressbar.OptionSetRenderBlankState(false),
 	)

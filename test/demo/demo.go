@@ -151,7 +151,7 @@ func (d *demo) waitReady(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("wait for plinth: %w", err)
 		}
-		if strings.Contains(string(log), "plinth: ready") {
+		if strings.Contains(string(log), "plinth is ready") {
 			return nil
 		}
 		select {

@@ -158,7 +158,7 @@ func (s *Standalone) waitReady(from int64) error {
 
 func readyLine(log []byte) bool {
 	for line := range bytes.Lines(log) {
-		if bytes.HasPrefix(line, []byte("plinth: ready")) && bytes.HasSuffix(line, []byte("\n")) {
+		if bytes.HasPrefix(line, []byte("plinth is ready")) && bytes.HasSuffix(line, []byte("\n")) {
 			return true
 		}
 	}
