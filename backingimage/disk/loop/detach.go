@@ -103,7 +103,7 @@ func withPartitions(device string) []string {
 	paths := []string{device}
 	names, _ := partitions(filepath.Base(device)) // none when the device is gone
 	for _, name := range names {
-		paths = append(paths, filepath.Join("/dev", name))
+		paths = append(paths, filepath.Join(devices, name))
 	}
 	return paths
 }

@@ -35,19 +35,19 @@ func List() ([]Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list loop devices: %w", err)
 	}
-	var devices []Device
+	var list []Device
 	for _, file := range bound {
 		name := strings.Split(file, "/")[3]
-		d, err := Inspect(filepath.Join("/dev", name))
+		d, err := Inspect(filepath.Join(devices, name))
 		if errors.Is(err, errUnbound) {
 			continue // since we looked
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list loop devices: %w", err)
 		}
-		devices = append(devices, d)
+		list = append(list, d)
 	}
-	return devices, nil
+	return list, nil
 }
 
 // Find returns the file's device. NotFound when there is no such file.
@@ -58,11 +58,11 @@ func Find(path string) (d Device, found bool, err error) {
 	} else if err != nil {
 		return Device{}, false, fmt.Errorf("find loop device of %s: %w", path, err)
 	}
-	devices, err := List()
+	list, err := List()
 	if err != nil {
 		return Device{}, false, err
 	}
-	for _, d := range devices {
+	for _, d := range list {
 		if d.BackingDev == st.Dev && d.BackingInode == st.Ino {
 			return d, true, nil
 		}

@@ -59,6 +59,9 @@ func Attach(ctx context.Context, path string, o Options) (device string, err err
 		return "", err
 	}
 	unlock, err := lock(ctx, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", backingimage.Errorf(backingimage.NotFound, "attach loop device: %w", err)
+	}
 	if err != nil {
 		return "", fmt.Errorf("attach %s: %w", path, err)
 	}
@@ -205,10 +208,13 @@ func bindFree(file *os.File, o Options) (device string, err error) {
 	return device, nil
 }
 
+// devices is the directory of device nodes.
+var devices = "/dev" // replaced in tests
+
 // node returns the path of a block device's node. Containers have a /dev of their own in which new devices do not
 // appear: there the node is made.
 func node(name string) (string, error) {
-	path := filepath.Join("/dev", name)
+	path := filepath.Join(devices, name)
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return path, err
 	}
