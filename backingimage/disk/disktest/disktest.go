@@ -96,11 +96,16 @@ func MustImage(tb testing.TB, d *disk.Disk, uid string, fill func(f *os.File)) {
 	tb.Cleanup(func() { must(tb, d.RemoveImage(uid)) }) // immutable files would outlive the temporary directory
 }
 
-// Devices returns the loop devices whose files are on the filesystem that is mounted at a directory.
-func Devices(tb testing.TB, mount string) []loop.Device {
+// Devices returns the loop devices whose files are on the filesystem of a directory. That must be one that the test made: none
+// are returned for the filesystem of temporary directories, where other programs' files are.
+func Devices(tb testing.TB, dir string) []loop.Device {
 	tb.Helper()
-	var st unix.Stat_t
-	must(tb, unix.Stat(mount, &st))
+	var st, shared unix.Stat_t
+	must(tb, unix.Stat(dir, &st))
+	must(tb, unix.Stat(os.TempDir(), &shared))
+	if st.Dev == shared.Dev {
+		return nil
+	}
 	all, err := loop.List()
 	must(tb, err)
 	var here []loop.Device
@@ -112,11 +117,10 @@ func Devices(tb testing.TB, mount string) []loop.Device {
 	return here
 }
 
-// Release unmounts and detaches what the test left attached on the filesystem that is mounted at a directory, so that it can be
-// unmounted.
-func Release(tb testing.TB, mount string) {
+// Release unmounts and detaches what the test left attached on a filesystem that it made, so that it can be unmounted.
+func Release(tb testing.TB, dir string) {
 	tb.Helper()
-	for _, d := range Devices(tb, mount) {
+	for _, d := range Devices(tb, dir) {
 		mounts, err := mountinfo.Of(d.Path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			tb.Errorf("release %s: %v", d.Path, err)
