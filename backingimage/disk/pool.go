@@ -252,7 +252,7 @@ func (p *pool) close(ctx context.Context) error {
 		return err
 	}
 	mounted, err := p.mounted(device.Path)
-	if err != nil {
+	if err != nil && !backingimage.Is(err, backingimage.Precondition) { // another's mount is not ours to remove
 		return err
 	}
 	if mounted {
