@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -108,7 +107,6 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(s.socket)
 	close(s.serving)
 	s.options.Logger.Info("Serving CSI", "endpoint", s.options.Endpoint, "driver", s.options.DriverName,
 		"controller", s.options.Controller != nil, "node", s.options.Node != nil)

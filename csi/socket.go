@@ -30,7 +30,7 @@ func socketOf(endpoint string) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// listen makes the socket, for this user alone. What a killed process left is replaced; a socket on which someone
+// listen makes the socket, for this user alone; closing the listener removes it. What a killed process left is replaced; a socket on which someone
 // answers is Busy, and anything else of that name is left alone.
 func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
