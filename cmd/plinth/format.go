@@ -74,6 +74,9 @@ func tagList(values []string) []string {
 	return tags
 }
 
+// beginning is as much of a message as a table has room for; show has all of it.
+func beginning(message string) string { return fitting(oneLine(message), 80) }
+
 // ageText is how long ago t was, like 5m or 3d.
 func ageText(now time.Time, t metav1.Time) string {
 	if t.IsZero() {

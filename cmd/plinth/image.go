@@ -24,7 +24,7 @@ var images = &noun[*v1alpha1.BackingImage, *v1alpha1.BackingImageList]{
 		return c.Images
 	},
 	empty:  "Make one: plinth image create NAME --url https://…",
-	header: []string{"NAME", "STATE", "PROGRESS", "COPIES", "VIRTUAL SIZE", "REAL SIZE", "VOLUMES", "MESSAGE", "AGE"},
+	header: []string{"NAME", "STATE", "PROGRESS", "COPIES", "VIRTUAL SIZE", "REAL SIZE", "VOLUMES", "AGE", "MESSAGE"},
 	row:    imageRow,
 	show:   showImage,
 }
@@ -56,7 +56,7 @@ func imageRow(i *v1alpha1.BackingImage, now time.Time) []string {
 	}
 	return []string{
 		i.Name, imageState(i), progress, i.Status.Copies, sizeText(i.Status.VirtualSize), sizeText(i.Status.RealSize),
-		fmt.Sprint(len(i.Status.Volumes)), i.Status.Message, ageText(now, i.CreationTimestamp),
+		fmt.Sprint(len(i.Status.Volumes)), ageText(now, i.CreationTimestamp), beginning(i.Status.Message),
 	}
 }
 

@@ -82,7 +82,7 @@ func (p progress) sentence() string {
 	case p.state == string(v1alpha1.CopyFailed) && !p.nextTry.IsZero():
 		return fmt.Sprintf("%s: %s; next try at %s", p.state, p.message, p.nextTry.UTC().Format(time.TimeOnly+" MST"))
 	case p.numbers() != "":
-		return p.state + ": " + p.numbers()
+		return cmp.Or(p.message, p.state) + ", " + p.numbers()
 	case p.message != "":
 		return p.state + ": " + p.message
 	}

@@ -22,7 +22,7 @@ var volumes = &noun[*v1alpha1.Volume, *v1alpha1.VolumeList]{
 	kind: "Volume", one: "volume", many: "volumes",
 	resource: func(c *store.Client) *store.Resource[*v1alpha1.Volume, *v1alpha1.VolumeList] { return c.Volumes },
 	empty:    "Make one: plinth volume create NAME --image IMAGE",
-	header:   []string{"NAME", "STATE", "SIZE", "IMAGE", "NODE", "DEVICE", "MESSAGE", "AGE"},
+	header:   []string{"NAME", "STATE", "SIZE", "IMAGE", "NODE", "DEVICE", "AGE", "MESSAGE"},
 	row:      volumeRow,
 	show:     showVolume,
 }
@@ -43,8 +43,8 @@ func volumeState(v *v1alpha1.Volume) string {
 
 func volumeRow(v *v1alpha1.Volume, now time.Time) []string {
 	return []string{
-		v.Name, volumeState(v), sizeText(volumeBytes(v)), volumeOrigin(v), v.Spec.NodeName, v.Status.Device, v.Status.Message,
-		ageText(now, v.CreationTimestamp),
+		v.Name, volumeState(v), sizeText(volumeBytes(v)), volumeOrigin(v), v.Spec.NodeName, v.Status.Device,
+		ageText(now, v.CreationTimestamp), beginning(v.Status.Message),
 	}
 }
 

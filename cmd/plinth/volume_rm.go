@@ -6,6 +6,9 @@ import (
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/spf13/cobra"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
 func newVolumeRmCommand(c *cli) *cobra.Command {
@@ -37,9 +40,17 @@ func (c *cli) removeVolumes(ctx context.Context, names []string) error {
 			return err
 		}
 		if _, err := driver.controller.DeleteVolume(ctx, &csispec.DeleteVolumeRequest{VolumeId: v.Name}); err != nil {
-			return csiError(ctx, err)
+			return unmountFirst(csiError(ctx, err), v)
 		}
 		fmt.Fprintf(c.out, "volume %s deleted\n", name)
 	}
 	return nil
+}
+
+// unmountFirst adds to the driver's refusal what a person does about it.
+func unmountFirst(err error, v *v1alpha1.Volume) error {
+	if v.Status.Device == "" || !backingimage.Is(err, backingimage.Precondition) {
+		return err
+	}
+	return fmt.Errorf("%w (plinth volume unmount %s does that for what plinth volume mount did)", err, v.Name)
 }

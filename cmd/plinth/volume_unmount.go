@@ -48,6 +48,9 @@ func (c *cli) unmountVolume(ctx context.Context, nameOrPath string, staging stag
 		return err
 	}
 	defer s.close()
+	if len(s.record.Mounts) == 0 {
+		fmt.Fprintf(c.err, "volume %s is not mounted here\n", id)
+	}
 	for _, t := range slices.Clone(s.record.Mounts) {
 		if path != "" && t.Path != path {
 			continue
