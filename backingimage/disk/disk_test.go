@@ -213,22 +213,21 @@ func TestHealthyFindsWhatIsWrong(t *testing.T) {
 	must(t, os.Rename(d.Path()+".away", d.Path()), d.Healthy())
 }
 
-// A process that opens and closes the disk is killed again and again; the disk must stay one disk.
+// A process that opens and closes the disk is killed again and again; the disk must become one disk and stay it.
 func TestOpenAfterKill(t *testing.T) {
 	disktest.NeedRoot(t)
-	dir := t.TempDir()
-	uuid := ""
-	for i := range 25 {
-		killOpener(t, dir)
-		if i%5 == 4 {
+	for range 6 {
+		dir, uuid := t.TempDir(), ""
+		for range 4 {
+			killOpener(t, dir)
 			now := open(t, dir)
 			if uuid != "" && now != uuid {
 				t.Fatalf("the disk became %s, it was %s", now, uuid)
 			}
 			uuid = now
 		}
+		disktest.MustOpen(t, dir, disktest.PoolBytes) // cleans up, and checks that nothing is left
 	}
-	disktest.MustOpen(t, dir, disktest.PoolBytes) // cleans up, and checks that nothing is left
 }
 
 func killOpener(t *testing.T, dir string) {

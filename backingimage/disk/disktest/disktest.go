@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,21 +60,34 @@ func MustOpen(tb testing.TB, dir string, bytes int64) *disk.Disk {
 	return d
 }
 
-// MustFilesystem makes a filesystem (xfs, btrfs, ext4) in a file, mounts it, and returns the mount point.
+// MustFilesystem makes a filesystem (xfs, btrfs, ext4) in a file, mounts it, and returns the mount point. The file is the mount
+// point's path with ".img".
 func MustFilesystem(tb testing.TB, kind string, bytes int64) string {
 	tb.Helper()
+	return MustFilesystemIn(tb, tb.TempDir(), kind, bytes)
+}
+
+// MustFilesystemIn is MustFilesystem with the file in a directory of the caller's.
+func MustFilesystemIn(tb testing.TB, dir, kind string, bytes int64) string {
+	tb.Helper()
 	NeedRoot(tb)
-	dir := tb.TempDir()
-	file, mount := filepath.Join(dir, kind+".img"), filepath.Join(dir, kind)
+	file := filepath.Join(dir, kind+".img")
 	must(tb, os.WriteFile(file, nil, 0o600))
 	must(tb, os.Truncate(file, bytes))
-	must(tb, os.Mkdir(mount, 0o700))
 	_, err := command.Run(context.Background(), "mkfs."+kind, "-q", file)
 	must(tb, err)
+	return MustMount(tb, file, kind, "")
+}
+
+// MustMount mounts the filesystem that is in a file, whose name ends in ".img", beside it.
+func MustMount(tb testing.TB, file, kind, options string) string {
+	tb.Helper()
+	mount := strings.TrimSuffix(file, ".img")
+	must(tb, os.Mkdir(mount, 0o700))
 	device, err := loop.Attach(context.Background(), file, loop.Options{})
 	must(tb, err)
 	tb.Cleanup(func() { must(tb, loop.Detach(context.Background(), file)) })
-	must(tb, unix.Mount(device, mount, kind, unix.MS_NOATIME, ""))
+	must(tb, unix.Mount(device, mount, kind, unix.MS_NOATIME, options))
 	tb.Cleanup(func() {
 		Release(tb, mount)
 		must(tb, unix.Unmount(mount, 0))
