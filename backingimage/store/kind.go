@@ -35,7 +35,7 @@ type Kind[T Object] struct {
 }
 
 func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string) *Kind[T] {
-	lw := &cache.ListWatch{
+	lw := plainLists{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = fieldSelector
 			return client.List(ctx, o)
@@ -44,13 +44,20 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 			o.FieldSelector = fieldSelector
 			return client.Watch(ctx, o)
 		},
-	}
+	}}
 	return &Kind[T]{
 		name:     name,
 		client:   client,
 		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{}),
 	}
 }
+
+// plainLists fills a cache with a list and not by streaming: a stream's end is only told with the server's next bookmark,
+// about a second later, which would be most of the time that a start takes.
+type plainLists struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is how a reflector asks.
+func (plainLists) IsWatchListSemanticsUnSupported() bool { return true }
 
 // Get returns the object from the cache, and whether it is there.
 func (k *Kind[T]) Get(name string) (T, bool) {

@@ -38,6 +38,7 @@ func newRootCommand(c *cli) *cobra.Command {
 	flags.IntVarP(&c.verbosity, "verbosity", "v", 0, "log `level`: 0 state changes, 2 steps, 4 why nothing was done, 5 payloads")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return setVerbosity(c.verbosity) }
 	root.AddCommand(
+		newStandaloneCommand(c),
 		newImageCommand(c),
 		newVolumeCommand(c),
 		newDiskCommand(c),

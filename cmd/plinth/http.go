@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage"
+)
+
+// readyTimeout bounds how long /readyz waits before it answers no.
+const readyTimeout = time.Second
+
+// httpServer serves what monitors ask for: /healthz, /readyz and /metrics. None of it tells or changes anything that
+// needs an account.
+type httpServer struct {
+	address string // "": not served
+	handler http.Handler
+}
+
+func newHTTPServer(address string, metrics prometheus.Gatherer, ready func(context.Context) error) *httpServer {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	return &httpServer{address: address, handler: mux}
+}
+
+// Run serves until ctx ends.
+func (s *httpServer) Run(ctx context.Context) error {
+	if s.address == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", s.address)
+	if err != nil {
+		return backingimage.Errorf(backingimage.Invalid, "--http-listen: %w", err)
+	}
+	klog.FromContext(ctx).Info("Serving /healthz, /readyz and /metrics", "address", l.Addr())
+	server := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	context.AfterFunc(ctx, func() { server.Close() })
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve http on %s: %w", s.address, err)
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/textlogger"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/store/embedded"
+	"plinth.dev/plinth/csi"
+	"plinth.dev/plinth/deploy"
+	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/engine/reflink"
+)
+
+// stopTimeout bounds a gentle stop.
+const stopTimeout = 20 * time.Second
+
+// runStandalone runs everything in this process until ctx ends or a part of it dies, and stops it in the opposite order:
+// requests first, then the loops and fetches, the disks, and last the API that all of them write to.
+func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (err error) {
+	klog.SetLogger(embedded.Quiet(textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(cfg.verbosity)))))
+	api, err := embedded.New(embedded.Options{Dir: cfg.dataDir, Listen: cfg.apiListen, CRDs: deploy.CRDs})
+	if err != nil {
+		return err
+	}
+	if err := api.Start(ctx); err != nil {
+		return fmt.Errorf("start control plane: %w", err)
+	}
+	defer func() { err = errors.Join(err, stopped(ctx, "control plane", api.Stop)) }()
+	disks, err := openDisks(ctx, cfg)
+	defer func() {
+		for _, d := range disks {
+			err = errors.Join(err, stopped(ctx, "disk "+d.Path(), d.Close))
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	parts, err := join(cfg, api.RESTConfig(), disks)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return died(ctx, "control plane", api.Wait) })
+	parts.run(ctx, group)
+	group.Go(func() error {
+		if parts.ready(ctx) == nil {
+			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", cfg.csiEndpoint, api.Kubeconfig(), api.Kubeconfig())
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// openDisks opens the disks of this machine. What it opened it returns, also beside an error.
+func openDisks(ctx context.Context, cfg standaloneConfig) ([]*disk.Disk, error) {
+	var disks []*disk.Disk
+	for _, path := range cfg.disks {
+		d, err := disk.Open(ctx, path, disk.Options{PoolBytes: cfg.poolBytes})
+		if err != nil {
+			return disks, err
+		}
+		disks = append(disks, d)
+	}
+	return disks, nil
+}
+
+// parts are the running parts of a process, joined.
+type parts struct {
+	store   *store.Store
+	agent   *node.Agent
+	images  *controller.Images
+	volumes *provisioner.VolumeLoop
+	csi     *csi.Server
+	http    *httpServer
+}
+
+// join makes the parts and gives each what it needs of the others. Nothing runs yet.
+func join(cfg standaloneConfig, api *rest.Config, disks []*disk.Disk) (*parts, error) {
+	s, err := store.New(api, store.Options{})
+	if err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(s))
+	metrics := newMetrics(registry)
+	cfg.agent.Metrics = node.NewMetrics(registry)
+	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
+	if err != nil {
+		return nil, err
+	}
+	engines := provisioner.Engines{}
+	for _, d := range disks {
+		engines[d.UUID()] = reflink.New(d.Layout(), reflink.Options{})
+	}
+	p := &parts{store: s, agent: agent, images: controller.NewImages(s), volumes: provisioner.NewVolumeLoop(s, engines)}
+	p.csi, err = csi.New(csi.Options{
+		Endpoint: cfg.csiEndpoint, Version: version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
+		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
+		Node:       provisioner.NewAttacher(cfg.nodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
+	return p, nil
+}
+
+// run starts every part under the group.
+func (p *parts) run(ctx context.Context, group *errgroup.Group) {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http} {
+		group.Go(func() error { return part.Run(ctx) })
+	}
+}
+
+// ready returns when requests can be answered: the caches are full, this node is registered, and the socket is served.
+func (p *parts) ready(ctx context.Context) error {
+	if err := p.store.Synced(ctx); err != nil {
+		return err
+	}
+	if err := p.agent.Registered(ctx); err != nil {
+		return err
+	}
+	return p.csi.Serving(ctx)
+}
+
+// readyNow is ready without much of a wait: NotReady while this process starts.
+func (p *parts) readyNow() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.ready(ctx); err != nil {
+		return backingimage.Errorf(backingimage.NotReady, "plinth is starting: %w", err)
+	}
+	return nil
+}
+
+// stopped runs one step of a stop within its time, whatever ended ctx, and names it in its error.
+func stopped(ctx context.Context, what string, stop func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := stop(ctx); err != nil {
+		return fmt.Errorf("stop %s: %w", what, err)
+	}
+	return nil
+}
+
+// died waits for a part that should not end before ctx does.
+func died(ctx context.Context, what string, wait func() error) error {
+	ended := make(chan error, 1)
+	go func() { ended <- wait() }()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-ended:
+		klog.FromContext(ctx).Error(err, "A part of this process ended", "part", what)
+		return fmt.Errorf("%s ended: %w", what, err)
+	}
+}
