@@ -96,17 +96,17 @@ func (a *apiServer) waitSynced(ctx context.Context, ended <-chan struct{}) error
 	return nil
 }
 
-// drainTime is how long running requests may take to finish when the server stops. Watches end at once.
+// drainTime is how long running requests may take to finish when the server stops. Watches do not finish; they are ended.
 const drainTime = 2 * time.Second
 
-// close ends requests, controllers and connections to etcd.
+// close refuses new requests, lets running ones finish, and ends the rest. http.Server.Shutdown is no help: it would wait
+// for the watches, and a second for each HTTP/2 client to say goodbye.
 func (a *apiServer) close(ctx context.Context) error {
-	a.stop()
-	drain, cancel := context.WithTimeout(ctx, drainTime)
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
-	if err := a.http.Shutdown(drain); err != nil {
-		_ = a.http.Close() // what is still open is not worth waiting for
-	}
+	_ = closer(a.GenericAPIServer.NonLongRunningRequestWaitGroup.Wait)(ctx) // who is not through by then is cut off
+	a.stop()
+	_ = a.http.Close()
 	<-a.done
 	a.GenericAPIServer.Destroy()
 	return nil

@@ -20,6 +20,7 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/util/retry"
@@ -98,7 +99,7 @@ func (s *Server) installCRDs(ctx context.Context) error {
 			return fmt.Errorf("establish %s: %w", crd.Name, err)
 		}
 	}
-	return s.waitDiscovered(ctx, clients.Discovery())
+	return s.waitAnswers(ctx, clients.Discovery())
 }
 
 // install creates a definition, or updates one that differs. One that is equal is left alone, labels and annotations that
@@ -191,37 +192,36 @@ func (s *Server) waitCRD(ctx context.Context, name string, until func(*definitio
 	})
 }
 
-// waitDiscovered waits until a client that asks what there is gets all kinds, and their schemas.
-func (s *Server) waitDiscovered(ctx context.Context, client discovery.DiscoveryInterface) error {
-	wanted := map[string][]string{}
+// waitAnswers waits until a client that asks what there is gets all kinds and their schemas, and until each kind answers:
+// the API server opens a kind's storage at the first request, which it turns away ("storage is initializing, try again in a
+// second").
+func (s *Server) waitAnswers(ctx context.Context, client discovery.DiscoveryInterface) error {
 	for _, crd := range s.crds {
 		for _, v := range crd.Spec.Versions {
-			if v.Served {
-				gv := crd.Spec.Group + "/" + v.Name
-				wanted[gv] = append(wanted[gv], crd.Spec.Names.Plural)
+			if !v.Served {
+				continue
 			}
-		}
-	}
-	for gv, plurals := range wanted {
-		if err := s.poll(ctx, func() (bool, error) { return isDiscovered(client, gv, plurals), nil }); err != nil {
-			return fmt.Errorf("wait for discovery of %s: %w", gv, err)
+			gvr := schema.GroupVersionResource{Group: crd.Spec.Group, Version: v.Name, Resource: crd.Spec.Names.Plural}
+			if err := s.poll(ctx, func() (bool, error) { return isDiscovered(client, gvr) && answers(ctx, client, gvr), nil }); err != nil {
+				return fmt.Errorf("wait for %s: %w", gvr, err)
+			}
 		}
 	}
 	return nil
 }
 
-func isDiscovered(client discovery.DiscoveryInterface, gv string, plurals []string) bool {
-	list, err := client.ServerResourcesForGroupVersion(gv)
-	if err != nil {
+func isDiscovered(client discovery.DiscoveryInterface, gvr schema.GroupVersionResource) bool {
+	list, err := client.ServerResourcesForGroupVersion(gvr.GroupVersion().String())
+	if err != nil || !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == gvr.Resource }) {
 		return false
 	}
-	for _, plural := range plurals {
-		if !slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == plural }) {
-			return false
-		}
-	}
 	schemas, err := client.OpenAPIV3().Paths()
-	return err == nil && schemas["apis/"+gv] != nil
+	return err == nil && schemas["apis/"+gvr.GroupVersion().String()] != nil
+}
+
+func answers(ctx context.Context, client discovery.DiscoveryInterface, gvr schema.GroupVersionResource) bool {
+	return client.RESTClient().Get().AbsPath("/apis", gvr.Group, gvr.Version, gvr.Resource).
+		Param("limit", "1").MaxRetries(0).Do(ctx).Error() == nil
 }
 
 // pollEvery is short because each wait here is for something in this process.

@@ -38,11 +38,16 @@ func (c *etcdCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 	return ce
 }
 
-// servingEnded is logged as an error on each stop, also a wanted one. Etcd.Err returns the same error where it matters.
-const servingEnded = "setting up serving from embedded etcd failed."
+// harmless are errors that etcd logs though nothing is wrong.
+var harmless = map[string]bool{
+	// On each stop, also a wanted one; Etcd.Err returns the same error where it matters.
+	"setting up serving from embedded etcd failed.": true,
+	// When its version monitor looks before the first election; it looks again every few seconds.
+	"failed to update storage version": true,
+}
 
 func (c *etcdCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	if e.Message == servingEnded {
+	if harmless[e.Message] {
 		return nil
 	}
 	encoder := zapcore.NewMapObjectEncoder()

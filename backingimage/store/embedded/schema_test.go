@@ -1,0 +1,318 @@
+package embedded_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/store/embedded"
+)
+
+// The rules of api/v1alpha1 as the API server applies them, with the messages that users get.
+func TestKinds(t *testing.T) {
+	c := mustClient(t, mustServe(t, embedded.Options{Dir: tempDir(t)}).RESTConfig())
+	t.Run("create", func(t *testing.T) { testCreate(t, c) })
+	t.Run("change", func(t *testing.T) { testChange(t, c) })
+	t.Run("defaults are filled in", func(t *testing.T) { testDefaults(t, c) })
+	t.Run("status", func(t *testing.T) { testStatus(t, c) })
+	t.Run("field selectors", func(t *testing.T) { testFieldSelectors(t, c) })
+}
+
+func url(u v1alpha1.SourceParameter) func(*v1alpha1.BackingImageSpec) {
+	return func(s *v1alpha1.BackingImageSpec) {
+		s.SourceParameters = map[string]v1alpha1.SourceParameter{v1alpha1.ParameterURL: u}
+	}
+}
+
+func source(t v1alpha1.SourceType, parameters map[string]v1alpha1.SourceParameter) func(*v1alpha1.BackingImageSpec) {
+	return func(s *v1alpha1.BackingImageSpec) { s.SourceType, s.SourceParameters = t, parameters }
+}
+
+func checksum(sum string) func(*v1alpha1.BackingImageSpec) {
+	return func(s *v1alpha1.BackingImageSpec) { s.Checksum = sum }
+}
+
+const needsURL = "sourceParameters.url: a download needs an http:// or https:// URL with a host"
+
+func testCreate(t *testing.T, c *store.Client) {
+	hex := strings.Repeat("aB", 32)
+	for name, test := range map[string]struct {
+		change  func(*v1alpha1.BackingImageSpec)
+		message string // "" = accepted
+	}{
+		"no parameters":               {source("download", nil), needsURL},
+		"no URL":                      {source("download", map[string]v1alpha1.SourceParameter{"a": "b"}), needsURL},
+		"an empty URL":                {url(""), needsURL},
+		"an ftp URL":                  {url("ftp://example.com/x"), needsURL},
+		"a file URL":                  {url("file:///etc/shadow"), needsURL},
+		"a URL without scheme":        {url("//example.com/x"), needsURL},
+		"a URL without host":          {url("http:///x"), needsURL},
+		"a path":                      {url("/x"), needsURL},
+		"a scheme in the wrong place": {url(" http://example.com/x"), needsURL},
+		"a password in the URL":       {url("https://me:secret@example.com/x"), "a user name or password in the URL would be readable by everyone who can read the image; remove it"},
+		"a user in the URL":           {url("https://me@example.com/x"), "a user name or password in the URL"},
+		"a URL of 4,097 characters":   {url("http://e/" + v1alpha1.SourceParameter(strings.Repeat("x", 4088))), "may not be more than 4096"},
+		"an at sign in the path":      {url("https://example.com/me@home"), ""},
+		"an http URL with a port":     {url("http://example.com:8080/x?y=z#f"), ""},
+		"an IPv6 host":                {url("http://[2001:db8::1]/x"), ""},
+		"an upper-case scheme":        {url("HTTPS://example.com/x"), ""},
+		"an unknown source type":      {source("fetch", nil), `Unsupported value: "fetch"`},
+		"no source type":              {source("", nil), `Unsupported value: ""`},
+		"an upload":                   {source("upload", nil), ""},
+		"an export without volume":    {source("export-from-volume", nil), "sourceParameters.volume-name: export-from-volume needs the volume's name"},
+		"a clone without image":       {source("clone", nil), "sourceParameters.backing-image: clone needs the name of the image to clone"},
+		"a restore without backup":    {source("restore", nil), "sourceParameters.backup-url: restore needs the backup's URL"},
+		"a bare SHA-256":              {checksum(hex), ""},
+		"a bare SHA-512":              {checksum(hex + hex), ""},
+		"a SHA-256 with a prefix":     {checksum("SHA256:" + hex), ""},
+		"a SHA-512 with a prefix":     {checksum("sha512:" + hex + hex), ""},
+		"a SHA-1":                     {checksum(strings.Repeat("a", 40)), "spec.checksum"},
+		"a SHA-512 called SHA-256":    {checksum("sha256:" + hex + hex), "spec.checksum"},
+		"a checksum that is no hex":   {checksum(strings.Repeat("x", 64)), "spec.checksum"},
+		"a negative number of copies": {func(s *v1alpha1.BackingImageSpec) { s.MinNumberOfCopies = -1 }, "should be greater than or equal to 1"},
+		"101 copies":                  {func(s *v1alpha1.BackingImageSpec) { s.MinNumberOfCopies = 101 }, "should be less than or equal to 100"},
+		"the second data engine":      {func(s *v1alpha1.BackingImageSpec) { s.DataEngine = "v2" }, `Unsupported value: "v2"`},
+		"the first data engine":       {func(s *v1alpha1.BackingImageSpec) { s.DataEngine = "v1" }, ""},
+		"seventeen source parameters": {seventeen, "must have at most 16 items"},
+		"selectors and wanted disks": {func(s *v1alpha1.BackingImageSpec) {
+			s.NodeSelector, s.DiskFileSpecMap = []string{"a"}, map[string]v1alpha1.DiskFileSpec{"u": {EvictionRequested: true}}
+		}, ""},
+	} {
+		verb := "is accepted"
+		if test.message != "" {
+			verb = "is refused"
+		}
+		t.Run(name+" "+verb, func(t *testing.T) {
+			i := image("new")
+			test.change(&i.Spec)
+			_, err := c.Images.Create(testContext(t), i, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, test.message)
+		})
+	}
+	t.Run("no copies at all is refused", func(t *testing.T) {
+		// The Go type leaves a zero out, so that it gets the default; YAML can say it.
+		body := `{"apiVersion":"plinth.dev/v1alpha1","kind":"BackingImage","metadata":{"name":"zero"},"spec":{"sourceType":"upload","minNumberOfCopies":0}}`
+		err := c.Images.GetClient().Post().Resource("backingimages").Body([]byte(body)).SetHeader("Content-Type", "application/json").Do(testContext(t)).Error()
+		mustRefuse(t, err, "should be greater than or equal to 1")
+	})
+}
+
+func seventeen(s *v1alpha1.BackingImageSpec) {
+	for n := range 16 {
+		s.SourceParameters[fmt.Sprint(n)] = "x"
+	}
+}
+
+// mustRefuse wants an Invalid with that message, or success when it is empty.
+func mustRefuse(t testing.TB, err error, message string) {
+	t.Helper()
+	if message == "" {
+		if err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), message) {
+		t.Errorf("got  %v\nwant … %s", err, message)
+	}
+}
+
+func testChange(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	const anew = "delete the image and create it anew, or use another name"
+	base := image("change")
+	base.Spec.Checksum = strings.Repeat("a", 64)
+	if _, err := c.Images.Create(ctx, base, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change  func(*v1alpha1.BackingImageSpec)
+		message string
+	}{
+		"of sourceType is refused":             {source("upload", base.Spec.SourceParameters), "sourceType is immutable: " + anew},
+		"of the URL is refused":                {url("https://example.com/other"), "sourceParameters are immutable: " + anew},
+		"that removes parameters is refused":   {source("download", nil), "sourceParameters are immutable: " + anew},
+		"of the checksum is refused":           {checksum(strings.Repeat("b", 64)), "checksum is immutable: " + anew},
+		"that removes the checksum is refused": {checksum(""), "checksum is immutable: " + anew},
+		"of the number of copies is accepted":  {func(s *v1alpha1.BackingImageSpec) { s.MinNumberOfCopies = 3 }, ""},
+		"of the selectors is accepted":         {func(s *v1alpha1.BackingImageSpec) { s.DiskSelector = []string{"ssd"} }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i, err := c.Images.Get(ctx, base.Name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.change(&i.Spec)
+			_, err = c.Images.Update(ctx, i, metav1.UpdateOptions{})
+			mustRefuse(t, err, test.message)
+		})
+	}
+	t.Run("of a volume", func(t *testing.T) { testVolumeChange(t, c) })
+	t.Run("of a copy", func(t *testing.T) { testCopyChange(t, c) })
+}
+
+func testVolumeChange(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{Name: "pvc-1", CapacityBytes: 10, DiskUUID: "d", Image: &v1alpha1.VolumeImage{Name: "i", UID: "u"}}}
+	v.Name = "v"
+	if _, err := c.Volumes.Create(ctx, v, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change  func(*v1alpha1.VolumeSpec)
+		message string
+	}{
+		"of its disk is refused":       {func(s *v1alpha1.VolumeSpec) { s.DiskUUID = "e" }, "a volume's disk and name are immutable"},
+		"of its name is refused":       {func(s *v1alpha1.VolumeSpec) { s.Name = "pvc-2" }, "a volume's disk and name are immutable"},
+		"of its image is refused":      {func(s *v1alpha1.VolumeSpec) { s.Image.UID = "w" }, "a volume's image is immutable"},
+		"that drops image is refused":  {func(s *v1alpha1.VolumeSpec) { s.Image = nil }, "a volume's image is immutable"},
+		"that shrinks it is refused":   {func(s *v1alpha1.VolumeSpec) { s.CapacityBytes = 9 }, "capacityBytes: a volume cannot shrink"},
+		"that enlarges it is accepted": {func(s *v1alpha1.VolumeSpec) { s.CapacityBytes = 11 }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, err := c.Volumes.Get(ctx, "v", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.change(&v.Spec)
+			_, err = c.Volumes.Update(ctx, v, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, test.message)
+		})
+	}
+}
+
+func testCopyChange(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	copied := &v1alpha1.BackingImageCopy{Spec: v1alpha1.BackingImageCopySpec{Image: "i", ImageUID: "u", DiskUUID: "d", NodeName: "n"}}
+	copied.Name = "c"
+	copied, err := c.Copies.Create(ctx, copied, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("of its disk is refused", func(t *testing.T) {
+		other := copied.DeepCopy()
+		other.Spec.DiskUUID = "e"
+		_, err := c.Copies.Update(ctx, other, metav1.UpdateOptions{})
+		mustRefuse(t, err, "a copy's image and disk are immutable")
+	})
+	t.Run("that makes it the origin is accepted", func(t *testing.T) {
+		other := copied.DeepCopy()
+		other.Spec.Origin = true
+		_, err := c.Copies.Update(ctx, other, metav1.UpdateOptions{})
+		mustRefuse(t, err, "")
+	})
+}
+
+func testDefaults(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	i, err := c.Images.Create(ctx, image("defaults"), metav1.CreateOptions{})
+	if err != nil || i.Spec.MinNumberOfCopies != 1 {
+		t.Errorf("minNumberOfCopies: got %d, %v", i.Spec.MinNumberOfCopies, err)
+	}
+	d := &v1alpha1.Disk{}
+	d.Name = "defaults"
+	d, err = c.Disks.Create(ctx, d, metav1.CreateOptions{})
+	if err != nil || d.Spec.Type != "reflink" || d.Spec.AllowScheduling == nil || !*d.Spec.AllowScheduling {
+		t.Errorf("disk: got %+v, %v", d.Spec, err)
+	}
+	n := &v1alpha1.StorageNode{}
+	n.Name = "defaults"
+	n, err = c.Nodes.Create(ctx, n, metav1.CreateOptions{})
+	if err != nil || n.Spec.AllowScheduling == nil || !*n.Spec.AllowScheduling {
+		t.Errorf("node: got %+v, %v", n.Spec, err)
+	}
+}
+
+func testStatus(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	made := image("status")
+	made.Status.State = v1alpha1.CopyReady
+	i, err := c.Images.Create(ctx, made, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("is not set by create", func(t *testing.T) {
+		if i.Status.State != "" {
+			t.Errorf("got %s", i.Status.State)
+		}
+	})
+	t.Run("is written by UpdateStatus, which leaves spec and generation alone", func(t *testing.T) {
+		i.Status.State = v1alpha1.CopyInProgress
+		i.Spec.MinNumberOfCopies = 9
+		got, err := c.Images.UpdateStatus(ctx, i, metav1.UpdateOptions{})
+		if err != nil || got.Status.State != v1alpha1.CopyInProgress || got.Spec.MinNumberOfCopies != 1 || got.Generation != 1 {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		i = got
+	})
+	t.Run("is left alone by Update, which raises the generation", func(t *testing.T) {
+		i.Status.State = v1alpha1.CopyFailed
+		i.Spec.MinNumberOfCopies = 2
+		got, err := c.Images.Update(ctx, i, metav1.UpdateOptions{})
+		if err != nil || got.Status.State != v1alpha1.CopyInProgress || got.Spec.MinNumberOfCopies != 2 || got.Generation != 2 {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	t.Run("written from a stale object is a conflict", func(t *testing.T) {
+		_, err := c.Images.UpdateStatus(ctx, i, metav1.UpdateOptions{})
+		if !apierrors.IsConflict(err) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func testFieldSelectors(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	for n := range 4 {
+		copied := &v1alpha1.BackingImageCopy{Spec: v1alpha1.BackingImageCopySpec{
+			Image: "fields", ImageUID: "u", DiskUUID: fmt.Sprintf("disk-%d", n), NodeName: fmt.Sprintf("node-%d", n%2),
+		}}
+		copied.Name = fmt.Sprintf("fields-%d", n)
+		if _, err := c.Copies.Create(ctx, copied, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for selector, want := range map[string]int{
+		"spec.nodeName=node-1": 2, "spec.image=fields": 4, "spec.diskUUID=disk-3": 1, "spec.nodeName=node-1,spec.diskUUID=disk-0": 0,
+	} {
+		list, err := c.Copies.List(ctx, metav1.ListOptions{FieldSelector: selector})
+		if err != nil || len(list.Items) != want {
+			t.Errorf("%s: got %d objects, %v; want %d", selector, len(list.Items), err, want)
+		}
+	}
+	t.Run("on other fields are refused", func(t *testing.T) {
+		if _, err := c.Copies.List(ctx, metav1.ListOptions{FieldSelector: "spec.origin=true"}); !apierrors.IsBadRequest(err) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("narrow a watch", func(t *testing.T) { testSelectedWatch(t, c) })
+}
+
+func testSelectedWatch(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	w, err := c.Copies.Watch(ctx, metav1.ListOptions{FieldSelector: "spec.diskUUID=watched"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	for _, disk := range []string{"other", "watched"} {
+		copied := &v1alpha1.BackingImageCopy{Spec: v1alpha1.BackingImageCopySpec{Image: "i", ImageUID: "u", DiskUUID: disk}}
+		copied.Name = "watch-" + disk
+		if _, err := c.Copies.Create(ctx, copied, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case event := <-w.ResultChan():
+		if got, ok := event.Object.(*v1alpha1.BackingImageCopy); !ok || got.Spec.DiskUUID != "watched" {
+			t.Errorf("got %v", event)
+		}
+	case <-ctx.Done():
+		t.Error("no event")
+	}
+}
