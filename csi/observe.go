@@ -46,13 +46,13 @@ func (o *observer) observe(ctx context.Context, req any, info *grpc.UnaryServerI
 	}
 	logPayload(logger, "RPC request", req)
 	start := o.clock.Now()
-	answer, err := recovered(klog.NewContext(ctx, logger), req, next)
+	answer, cause := recovered(klog.NewContext(ctx, logger), req, next)
 	took := o.clock.Since(start)
-	err = statusOf(err)
+	err := statusOf(cause)
 	if o.durations != nil {
 		o.durations.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 	}
-	logOutcome(logger, method, took, err)
+	logOutcome(logger.WithValues("duration", took.Round(time.Microsecond)), method, status.Code(err), cause)
 	if err != nil {
 		return nil, err
 	}
@@ -71,14 +71,12 @@ func recovered(ctx context.Context, req any, next grpc.UnaryHandler) (answer any
 	return next(ctx, req)
 }
 
-func logOutcome(logger klog.Logger, method string, took time.Duration, err error) {
-	logger = logger.WithValues("duration", took.Round(time.Microsecond))
-	code := status.Code(err)
+func logOutcome(logger klog.Logger, method string, code codes.Code, cause error) {
 	switch {
 	case code == codes.Internal || code == codes.DataLoss:
-		logger.Error(err, "RPC failed", "code", code)
-	case err != nil:
-		logger.Info("RPC refused", "code", code, "message", status.Convert(err).Message())
+		logger.Error(cause, "RPC failed", "code", code)
+	case code != codes.OK:
+		logger.Info("RPC refused", "code", code, "reason", cause)
 	case quiet[method]:
 		logger.V(5).Info("RPC done")
 	default:

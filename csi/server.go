@@ -107,6 +107,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer listener.Close()
 	close(s.serving)
 	s.options.Logger.Info("Serving CSI", "endpoint", s.options.Endpoint, "driver", s.options.DriverName,
 		"controller", s.options.Controller != nil, "node", s.options.Node != nil)

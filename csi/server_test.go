@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2/ktesting"
 	"k8s.io/klog/v2/textlogger"
 
 	"plinth.dev/plinth/backingimage"
@@ -41,6 +42,9 @@ func mustServe(tb testing.TB, o csi.Options) *grpc.ClientConn {
 	tb.Helper()
 	socket := mustSocket(tb)
 	o.Endpoint, o.Version = "unix://"+socket, "v0"
+	if o.Logger.IsZero() {
+		o.Logger = ktesting.NewLogger(tb, ktesting.NewConfig())
+	}
 	server, err := csi.New(o)
 	if err != nil {
 		tb.Fatal(err)
