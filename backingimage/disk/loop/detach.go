@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,14 +95,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
-}
-
-// withPartitions returns the paths of a device and its partitions.
-func withPartitions(device string) []string {
-	paths := []string{device}
-	names, _ := partitions(filepath.Base(device)) // none when the device is gone
-	for _, name := range names {
-		paths = append(paths, filepath.Join(devices, name))
-	}
-	return paths
 }

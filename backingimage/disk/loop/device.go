@@ -139,18 +139,3 @@ func (d Device) with(f func(fd int) error) error {
 func (d Device) same(other Device) bool {
 	return d.BackingDev == other.BackingDev && d.BackingInode == other.BackingInode
 }
-
-// partitions returns the names of a device's partitions, e.g. loop3p1.
-func partitions(name string) ([]string, error) {
-	entries, err := os.ReadDir("/sys/block/" + name)
-	if err != nil {
-		return nil, fmt.Errorf("list partitions of %s: %w", name, err)
-	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), name+"p") {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
-}

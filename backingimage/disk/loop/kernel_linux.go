@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -71,6 +72,25 @@ func setCapacity(fd int) error {
 		return fmt.Errorf("bring loop device to its file's size: %w", err)
 	}
 	return nil
+}
+
+// addPartition makes the kernel know a partition. It refuses with EINVAL what is not on the device, with EBUSY what overlaps.
+func addPartition(fd int, p partition) error {
+	data := blkpgPartition{Start: p.offset, Length: p.size, Number: int32(p.number)}
+	arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_ADD_PARTITION, Datalen: int32(unsafe.Sizeof(data)), Data: (*byte)(unsafe.Pointer(&data))}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+	runtime.KeepAlive(&data)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// blkpgPartition is struct blkpg_partition of linux/blkpg.h.
+type blkpgPartition struct {
+	Start, Length int64
+	Number        int32
+	_             [64 + 64 + 4]byte // names, which the kernel does not use
 }
 
 // unbind asks the kernel to unbind the device when its last opener closes it.

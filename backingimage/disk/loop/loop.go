@@ -14,6 +14,7 @@
 //     table, or none. 4096 is for volumes whose content was made for it. Direct I/O needs sectors no smaller than those of the
 //     filesystem below: on a disk of native 4096-byte sectors, devices with 512 are buffered.
 //   - No autoclear: a device outlives the process that made it, because a volume in use must survive our restart.
+//   - Partitions are found by the kernel where it can, and by us where it was built without parsers for their tables.
 //   - Discard needs no asking: the driver offers it when the filesystem below can punch holes.
 package loop
 
@@ -22,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -67,19 +67,19 @@ func Attach(ctx context.Context, path string, o Options) (device string, err err
 	}
 	defer unlock()
 	d, found, err := Find(path)
-	if err != nil {
+	switch {
+	case err != nil:
 		return "", err
+	case found:
+		err = d.adopt(o)
+	default:
+		d, err = create(ctx, path, o)
 	}
-	if found {
-		return d.Path, d.adopt(o)
+	if err == nil && o.Partitions {
+		err = d.showPartitions()
 	}
-	d, err = create(ctx, path, o)
 	if err != nil {
 		return "", fmt.Errorf("attach %s: %w", path, err)
-	}
-	klog.FromContext(ctx).V(2).Info("Attached loop device", "device", d.Path, "file", path)
-	if !d.DirectIO {
-		klog.FromContext(ctx).Info("Loop device is buffered: the filesystem below refuses direct I/O", "device", d.Path, "file", path, "sectorBytes", o.SectorBytes)
 	}
 	return d.Path, nil
 }
@@ -122,9 +122,6 @@ func (d Device) adopt(o Options) error {
 	if err := d.with(func(fd int) error { return d.bringUp(fd, o) }); err != nil {
 		return err
 	}
-	if o.Partitions {
-		return makePartitionNodes(d.Path)
-	}
 	return nil
 }
 
@@ -152,7 +149,7 @@ func create(ctx context.Context, path string, o Options) (Device, error) {
 	for {
 		device, err := bindFree(file, o)
 		if err == nil {
-			return Inspect(device)
+			return announce(ctx, device)
 		}
 		// Another process took the device between our asking and our binding.
 		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
@@ -162,6 +159,19 @@ func create(ctx context.Context, path string, o Options) (Device, error) {
 			return Device{}, ctx.Err()
 		}
 	}
+}
+
+// announce says in the log what a new device is. That it is buffered is said here and so only once.
+func announce(ctx context.Context, device string) (Device, error) {
+	d, err := Inspect(device)
+	if err != nil {
+		return Device{}, err
+	}
+	klog.FromContext(ctx).V(2).Info("Attached loop device", "device", d.Path, "file", d.BackingFile)
+	if !d.DirectIO {
+		klog.FromContext(ctx).Info("Loop device is buffered: the filesystem below refuses direct I/O", "device", d.Path, "file", d.BackingFile, "sectorBytes", d.SectorBytes)
+	}
+	return d, nil
 }
 
 func openBacking(path string, o Options) (*os.File, error) {
@@ -202,42 +212,5 @@ func bindFree(file *os.File, o Options) (device string, err error) {
 	if err := bind(fd, file, o); err != nil {
 		return "", fmt.Errorf("bind %s: %w", device, err)
 	}
-	if o.Partitions {
-		return device, makePartitionNodes(device)
-	}
 	return device, nil
-}
-
-// devices is the directory of device nodes.
-var devices = "/dev" // replaced in tests
-
-// node returns the path of a block device's node. Containers have a /dev of their own in which new devices do not
-// appear: there the node is made.
-func node(name string) (string, error) {
-	path := filepath.Join(devices, name)
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		return path, err
-	}
-	number, err := deviceNumber(name)
-	if err != nil {
-		return "", err
-	}
-	err = unix.Mknod(path, unix.S_IFBLK|0o660, int(number))
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return "", fmt.Errorf("make device node %s: %w", path, err)
-	}
-	return path, nil
-}
-
-func makePartitionNodes(device string) error {
-	names, err := partitions(filepath.Base(device))
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if _, err := node(name); err != nil {
-			return err
-		}
-	}
-	return nil
 }

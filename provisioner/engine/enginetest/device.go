@@ -93,6 +93,9 @@ func testPartitions(t *testing.T, b *bench) {
 		device := b.attach(t, "parted", engine.AttachOptions{Partitions: true})
 		wantBytes(t, "the partition", readDevice(t, device+"p1"), pattern(4, mib))
 		wantKind(t, ok, b.engine.Detach(context.Background(), "parted"))
+		if _, err := os.Stat(device + "p1"); err == nil {
+			t.Error("the partition is there after its device was detached")
+		}
 	}
 }
 
