@@ -111,7 +111,11 @@ func (d *download) restore(c *checkpoint) (bool, error) {
 	if info, err := f.Stat(); err != nil || info.Size() < c.Offset {
 		return false, err
 	}
-	if err := f.Truncate(c.Offset); err != nil { // what came after it was perhaps not synced
+	err = f.Truncate(c.Offset) // what came after it was perhaps not synced
+	if err == nil && c.Info.Format == format.Raw && c.Info.VirtualBytes > c.Offset {
+		err = f.Truncate(c.Info.VirtualBytes)
+	}
+	if err != nil {
 		return false, fmt.Errorf("continue download: %w", err)
 	}
 	if c.Info.Format == format.Raw {

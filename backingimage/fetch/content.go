@@ -32,21 +32,22 @@ func (d *download) convert(ctx context.Context) (*manifest.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := os.OpenFile(d.staged.path(disk.ImageFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("convert: %w", err)
-	}
-	defer raw.Close()
 	bytes := qcow2.VirtualBytes()
+	content, err := newContentFile(d.staged.path(disk.ImageFile), bytes, d.digests)
+	if err != nil {
+		return nil, err
+	}
+	defer content.file.Close()
+	content.origin = d.file
 	d.meter.step(Converting, 0, bytes)
-	err = qcow2.Convert(ctx, func(index int64, chunk []byte) error {
-		d.meter.at(index*manifest.ChunkBytes + int64(len(chunk)))
-		return storeChunk(raw, d.digests, index, chunk)
+	err = qcow2.Convert(ctx, func(chunk format.Chunk) error {
+		d.meter.at(chunk.Index * manifest.ChunkBytes)
+		return content.store(chunk)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("convert: %w", err)
 	}
-	if err := settle(raw, bytes); err != nil {
+	if err := settle(content.file, bytes); err != nil {
 		return nil, err
 	}
 	d.meter.at(bytes)

@@ -11,6 +11,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -57,11 +58,11 @@ func copyContent(ctx context.Context, from string, to staging, m *manifest.Manif
 		return fmt.Errorf("read copy: %w", err)
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to.path(disk.ImageFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	content, err := newContentFile(to.path(disk.ImageFile), m.Bytes(), new(manifest.Builder))
 	if err != nil {
-		return fmt.Errorf("write copy: %w", err)
+		return err
 	}
-	defer out.Close()
+	defer content.file.Close()
 	err = eachChunk(ctx, m, func(index int64, buffer []byte) error {
 		offset, length := m.Span(index)
 		progress.at(offset)
@@ -72,13 +73,16 @@ func copyContent(ctx context.Context, from string, to staging, m *manifest.Manif
 		if _, err := in.ReadAt(chunk, offset); err != nil {
 			return fmt.Errorf("read chunk %d: %w", index, err)
 		}
-		if manifest.Sum(chunk) != m.Digest(index) {
+		if err := content.store(format.Chunk{Index: index, Data: chunk}); err != nil {
+			return err
+		}
+		if content.digests.Digest(index) != m.Digest(index) {
 			return damaged(from, "%w", &BadChunks{[]int64{index}})
 		}
-		return writeSparse(out, chunk, offset)
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return settle(out, m.Bytes())
+	return settle(content.file, m.Bytes())
 }

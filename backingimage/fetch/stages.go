@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"plinth.dev/plinth/backingimage/format"
-	"plinth.dev/plinth/backingimage/manifest"
 	"plinth.dev/plinth/backingimage/source"
 )
 
@@ -33,27 +32,16 @@ func (s *hashStage) note(int64) (any, error) {
 	return hashState{s.algorithm, state}, err
 }
 
-// contentStage writes raw content, sparse, and collects its digests.
-type contentStage struct {
-	file    *os.File
-	digests *manifest.Builder
-}
+// contentStage writes raw content.
+type contentStage struct{ content *contentFile }
 
 func (s *contentStage) work(b *block) error {
 	padded := format.Padded(int64(b.length))
 	clear(b.buffer[b.length:padded])
-	return storeChunk(s.file, s.digests, b.index, b.buffer[:padded])
+	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded]})
 }
 
-func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.file, offset) }
-
-// storeChunk writes one chunk of a content and its digest.
-func storeChunk(f *os.File, digests *manifest.Builder, index int64, chunk []byte) error {
-	if digests.Add(index, chunk).IsZero() {
-		return nil
-	}
-	return writeSparse(f, chunk, index*manifest.ChunkBytes)
-}
+func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.content.file, offset) }
 
 // sourceStage keeps a source file as it comes.
 type sourceStage struct{ file *os.File }

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
 )
@@ -48,8 +49,20 @@ func (d *download) open(ctx context.Context) (head []byte, last bool, err error)
 		return nil, false, fmt.Errorf("download %s: %w", d.job.Source, err)
 	}
 	d.announce()
-	d.file, err = os.OpenFile(d.contentPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	return head[:n], last, err
+	return head[:n], last, d.create()
+}
+
+// create makes the file that the bytes go to as they come.
+func (d *download) create() (err error) {
+	if d.info.Format == format.QCOW2 {
+		d.file, err = os.OpenFile(d.staged.path(sourceFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	}
+	content, err := newContentFile(d.staged.path(disk.ImageFile), d.info.VirtualBytes, d.digests)
+	if err == nil {
+		d.file = content.file
+	}
+	return err
 }
 
 // stages that every block passes.
@@ -61,7 +74,7 @@ func (d *download) stages() []stage {
 	if d.info.Format == format.QCOW2 {
 		return append(stages, &sourceStage{d.file})
 	}
-	return append(stages, &contentStage{d.file, d.digests})
+	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests}})
 }
 
 // read fills blocks, beginning with what was read already, and gives them to the stages.

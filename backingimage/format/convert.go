@@ -38,13 +38,27 @@ func Open(file io.ReaderAt, fileBytes int64, limits Limits) (*Disk, error) {
 // VirtualBytes is the size of the content, a multiple of SectorBytes.
 func (d *Disk) VirtualBytes() int64 { return Padded(d.header.virtualBytes) }
 
+// Chunk is one chunk of the content.
+type Chunk struct {
+	Index   int64
+	Data    []byte
+	Extents []Extent // where the file holds parts of Data as they are, in order
+}
+
+// Extent is content that stands in the file as it is, so that a filesystem may share it instead of copying it.
+type Extent struct {
+	At    int64 // offset in the content, in bytes
+	Bytes int64
+	Host  int64 // offset in the file
+}
+
 // maxWorkers bounds memory: each holds a chunk and the compressed data of one.
 const maxWorkers = 4
 
-// Convert gives the content to put, chunk by chunk: chunk index, and its bytes, which are put's until it returns.
-// Chunks that are holes are left out; others may still be zeros. put is called from several goroutines, for each
-// chunk at most once, in no order. A damaged or truncated file is Corrupt.
-func (d *Disk) Convert(ctx context.Context, put func(index int64, chunk []byte) error) error {
+// Convert gives the content to put, chunk by chunk; a chunk is put's until it returns. Chunks that are holes are left
+// out; others may still be zeros. put is called from several goroutines, for each chunk at most once, in no order. A
+// damaged or truncated file is Corrupt.
+func (d *Disk) Convert(ctx context.Context, put func(Chunk) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	jobs := make(chan job, workers)
@@ -68,9 +82,10 @@ func (d *Disk) Convert(ctx context.Context, put func(index int64, chunk []byte) 
 
 // worker turns jobs into chunks.
 type worker struct {
-	disk  *Disk
-	chunk []byte
-	input []byte // compressed data; made when there is any
+	disk    *Disk
+	chunk   []byte
+	extents []Extent
+	input   []byte // compressed data; made when there is any
 	inflater
 }
 
@@ -78,7 +93,7 @@ func newWorker(d *Disk) *worker {
 	return &worker{disk: d, chunk: make([]byte, manifest.ChunkBytes)}
 }
 
-func (w *worker) work(ctx context.Context, jobs <-chan job, put func(int64, []byte) error) error {
+func (w *worker) work(ctx context.Context, jobs <-chan job, put func(Chunk) error) error {
 	for j := range jobs {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -87,7 +102,7 @@ func (w *worker) work(ctx context.Context, jobs <-chan job, put func(int64, []by
 			return err
 		}
 		length := min(manifest.ChunkBytes, w.disk.VirtualBytes()-j.index*manifest.ChunkBytes)
-		if err := put(j.index, w.chunk[:length]); err != nil {
+		if err := put(Chunk{Index: j.index, Data: w.chunk[:length], Extents: w.extents}); err != nil {
 			return err
 		}
 	}
@@ -97,6 +112,7 @@ func (w *worker) work(ctx context.Context, jobs <-chan job, put func(int64, []by
 // fill makes the chunk's bytes.
 func (w *worker) fill(j job) error {
 	start, filled := j.index*manifest.ChunkBytes, int64(0)
+	w.extents = w.extents[:0]
 	for runs := j.runs; len(runs) > 0; {
 		n := 1
 		first := runs[0].at - start
@@ -106,7 +122,7 @@ func (w *worker) fill(j job) error {
 			if err := w.inflateRuns(runs[:n], start); err != nil {
 				return err
 			}
-		} else if err := w.read(w.chunk[first:first+runs[0].bytes], runs[0].host); err != nil {
+		} else if err := w.readRun(runs[0], start); err != nil {
 			return err
 		}
 		last := runs[n-1]
@@ -116,6 +132,11 @@ func (w *worker) fill(j job) error {
 	end := max(min(filled, w.disk.header.virtualBytes-start), 0)
 	clear(w.chunk[end:])
 	return nil
+}
+
+func (w *worker) readRun(r run, start int64) error {
+	w.extents = append(w.extents, Extent{At: r.at, Bytes: r.bytes, Host: r.host})
+	return w.read(w.chunk[r.at-start:r.at-start+r.bytes], r.host)
 }
 
 // batch returns how many compressed clusters, beginning with the first of runs, follow each other in content and lie

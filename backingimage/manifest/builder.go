@@ -25,6 +25,13 @@ func (b *Builder) Set(index int64, d Digest) {
 	b.digests.set(index, d)
 }
 
+// Digest returns the digest that a chunk has so far.
+func (b *Builder) Digest(index int64) Digest {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.digests.at(index)
+}
+
 // Digests returns the digests of the chunks from first up to, but without, end.
 func (b *Builder) Digests(first, end int64) []Digest {
 	b.mu.Lock()
