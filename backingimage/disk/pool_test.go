@@ -48,10 +48,10 @@ func TestPoolIsMadeOnce(t *testing.T) {
 		}
 	}
 	check("made, not attached")
-	device, err := loop.Attach(context.Background(), file, loop.Options{})
+	_, err := loop.Attach(context.Background(), file, loop.Options{})
 	must(t, err)
 	check("attached, not mounted")
-	device, err = loop.Attach(context.Background(), file, loop.Options{})
+	device, err := loop.Attach(context.Background(), file, loop.Options{})
 	must(t, err, unix.Mount(device, mount, "xfs", 0, ""))
 	check("mounted")
 	disktest.MustOpen(t, dir, disktest.PoolBytes)

@@ -72,7 +72,7 @@ func (b *bench) life(ctx context.Context, id string, seed byte) error {
 	if err != nil {
 		return err
 	}
-	if err := writeAndCheck(device, pattern(seed, mib)); err != nil {
+	if err := writeAndCheck(device, pattern(seed, unit)); err != nil {
 		return err
 	}
 	if err := b.engine.Resize(ctx, id, 2*imageBytes); err != nil {
@@ -90,11 +90,11 @@ func writeAndCheck(device string, p []byte) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.WriteAt(p, mib); err != nil {
+	if _, err := f.WriteAt(p, unit); err != nil {
 		return err
 	}
 	got := make([]byte, len(p))
-	if _, err := f.ReadAt(got, mib); err != nil {
+	if _, err := f.ReadAt(got, unit); err != nil {
 		return err
 	}
 	if string(got) != string(p) {
@@ -111,13 +111,13 @@ func testRestart(t *testing.T, b *bench) {
 		b.fixture.Litter(t, id)
 	}
 	b.clone(t, "cloned", imageBytes)
-	b.create(t, "created", mib)
+	b.create(t, "created", unit)
 	device := b.attach(t, "cloned", engine.AttachOptions{})
 	writeDevice(t, device, pattern(9, 4096), 0)
 
 	b.engine = b.fixture.Reopen(t)
 	b.clone(t, "cloned", imageBytes)
-	b.create(t, "created", mib)
+	b.create(t, "created", unit)
 	if again := b.attach(t, "cloned", engine.AttachOptions{}); again != device {
 		t.Errorf("got %s, want %s", again, device)
 	}
@@ -169,7 +169,7 @@ func step(ctx context.Context, e engine.Engine) error {
 	case 2:
 		err = e.Create(ctx, engine.Volume{ID: id, Bytes: imageBytes})
 	case 3:
-		err = e.Resize(ctx, id, imageBytes+int64(rand.IntN(8))*mib)
+		err = e.Resize(ctx, id, imageBytes+int64(rand.IntN(8))*unit)
 	case 4, 5:
 		_, err = e.Attach(ctx, id, engine.AttachOptions{})
 	case 6:

@@ -13,7 +13,7 @@ import (
 
 func testAttach(t *testing.T, b *bench) {
 	ctx := context.Background()
-	b.create(t, "v", 4*mib)
+	b.create(t, "v", 4*unit)
 	device := b.attach(t, "v", engine.AttachOptions{})
 	t.Run("again returns the same device", func(t *testing.T) {
 		if again := b.attach(t, "v", engine.AttachOptions{}); again != device {
@@ -22,7 +22,7 @@ func testAttach(t *testing.T, b *bench) {
 	})
 	b.attach(t, "v", engine.AttachOptions{})
 	t.Run("Stat and List show the device", func(t *testing.T) {
-		b.create(t, "v", 4*mib)
+		b.create(t, "v", 4*unit)
 		device := b.attach(t, "v", engine.AttachOptions{})
 		info, err := b.engine.Stat(ctx, "v")
 		wantKind(t, ok, err)
@@ -40,7 +40,7 @@ func testAttach(t *testing.T, b *bench) {
 
 func testAttachOptions(t *testing.T, b *bench) {
 	ctx := context.Background()
-	b.create(t, "v", 4*mib)
+	b.create(t, "v", 4*unit)
 	for _, sector := range []int{0, 512, 4096} {
 		device := b.attach(t, "v", engine.AttachOptions{SectorBytes: sector})
 		if got := sectorOf(t, device); got != max(sector, 512) {
@@ -75,23 +75,23 @@ func testAttachOptions(t *testing.T, b *bench) {
 	t.Run("partitions are found", func(t *testing.T) { testPartitions(t, b) })
 }
 
-// testPartitions attaches an image with one MBR partition of 1 MiB.
+// testPartitions attaches an image with one MBR partition of one unit.
 func testPartitions(t *testing.T, b *bench) {
 	b.fixture.Image(t, "parted", func(f *os.File) {
 		mbr := zeros(512)
-		copy(mbr[446:], []byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}) // from sector 2048, 2048 sectors
+		copy(mbr[446:], []byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0}) // from sector 512, 512 sectors
 		mbr[510], mbr[511] = 0x55, 0xaa
 		f.WriteAt(mbr, 0)
-		f.WriteAt(pattern(4, mib), mib)
-		f.Truncate(4 * mib)
+		f.WriteAt(pattern(4, unit), unit)
+		f.Truncate(4 * unit)
 	})
-	wantKind(t, ok, b.engine.Clone(context.Background(), engine.Volume{ID: "parted", Bytes: 4 * mib}, engine.From{Image: "parted"}))
+	wantKind(t, ok, b.engine.Clone(context.Background(), engine.Volume{ID: "parted", Bytes: 4 * unit}, engine.From{Image: "parted"}))
 	for _, before := range []bool{false, true} { // attached anew, and attached already without partitions
 		if before {
 			b.attach(t, "parted", engine.AttachOptions{})
 		}
 		device := b.attach(t, "parted", engine.AttachOptions{Partitions: true})
-		wantBytes(t, "the partition", readDevice(t, device+"p1"), pattern(4, mib))
+		wantBytes(t, "the partition", readDevice(t, device+"p1"), pattern(4, unit))
 		wantKind(t, ok, b.engine.Detach(context.Background(), "parted"))
 		if _, err := os.Stat(device + "p1"); err == nil {
 			t.Error("the partition is there after its device was detached")
@@ -115,7 +115,7 @@ func sectorOf(t *testing.T, device string) int {
 
 func testDetach(t *testing.T, b *bench) {
 	ctx := context.Background()
-	b.create(t, "v", 4*mib)
+	b.create(t, "v", 4*unit)
 	t.Run("of a volume that is not attached, or is none, succeeds", func(t *testing.T) {
 		wantKind(t, ok, b.engine.Detach(ctx, "v"))
 		wantKind(t, ok, b.engine.Detach(ctx, "none"))
@@ -141,7 +141,7 @@ func testDetach(t *testing.T, b *bench) {
 func testDelete(t *testing.T, b *bench) {
 	ctx := context.Background()
 	wantKind(t, ok, b.engine.Delete(ctx, "none"))
-	b.create(t, "v", 4*mib)
+	b.create(t, "v", 4*unit)
 	t.Run("of an open volume is InUse and leaves it alone", func(t *testing.T) {
 		device := hold(t, b.attach(t, "v", engine.AttachOptions{}))
 		wantKind(t, backingimage.InUse, b.engine.Delete(ctx, "v"))
@@ -161,8 +161,8 @@ func testDelete(t *testing.T, b *bench) {
 		}
 	})
 	t.Run("leaves nothing for the next volume of that name", func(t *testing.T) {
-		b.create(t, "v", 4*mib)
-		wantBytes(t, "the new volume", b.content(t, "v"), zeros(4*mib))
+		b.create(t, "v", 4*unit)
+		wantBytes(t, "the new volume", b.content(t, "v"), zeros(4*unit))
 	})
 }
 
@@ -171,30 +171,30 @@ func testResize(t *testing.T, b *bench) {
 	b.image(t)
 	b.clone(t, "v", imageBytes)
 	t.Run("detached", func(t *testing.T) {
-		wantKind(t, ok, b.engine.Resize(ctx, "v", 10*mib))
-		wantBytes(t, "the volume", b.content(t, "v"), join(goldenContent(), zeros(2*mib)))
+		wantKind(t, ok, b.engine.Resize(ctx, "v", 10*unit))
+		wantBytes(t, "the volume", b.content(t, "v"), join(goldenContent(), zeros(2*unit)))
 	})
 	t.Run("attached, the device grows under its user", func(t *testing.T) {
 		device := b.attach(t, "v", engine.AttachOptions{})
 		held := hold(t, device)
-		wantKind(t, ok, b.engine.Resize(ctx, "v", 12*mib))
-		if _, err := held.WriteAt(pattern(8, 4096), 12*mib-4096); err != nil {
+		wantKind(t, ok, b.engine.Resize(ctx, "v", 12*unit))
+		if _, err := held.WriteAt(pattern(8, 4096), 12*unit-4096); err != nil {
 			t.Errorf("write at the new end: %v", err)
 		}
 		held.Close()
-		wantBytes(t, "the volume", readDevice(t, device), join(goldenContent(), zeros(4*mib-4096), pattern(8, 4096)))
+		wantBytes(t, "the volume", readDevice(t, device), join(goldenContent(), zeros(4*unit-4096), pattern(8, 4096)))
 	})
 	t.Run("to the same or a smaller size does nothing", func(t *testing.T) {
-		wantKind(t, ok, b.engine.Resize(ctx, "v", 12*mib))
-		wantKind(t, ok, b.engine.Resize(ctx, "v", mib))
+		wantKind(t, ok, b.engine.Resize(ctx, "v", 12*unit))
+		wantKind(t, ok, b.engine.Resize(ctx, "v", unit))
 		info, err := b.engine.Stat(ctx, "v")
 		wantKind(t, ok, err)
-		if info.Bytes != 12*mib {
-			t.Errorf("got %d bytes, want %d", info.Bytes, 12*mib)
+		if info.Bytes != 12*unit {
+			t.Errorf("got %d bytes, want %d", info.Bytes, 12*unit)
 		}
 	})
 	t.Run("of no volume is NotFound", func(t *testing.T) {
-		wantKind(t, backingimage.NotFound, b.engine.Resize(ctx, "none", mib))
+		wantKind(t, backingimage.NotFound, b.engine.Resize(ctx, "none", unit))
 	})
 }
 
@@ -207,15 +207,15 @@ func testList(t *testing.T, b *bench) {
 	}
 	b.image(t)
 	b.clone(t, "b", imageBytes)
-	b.create(t, "c", mib)
-	b.create(t, "a", mib)
+	b.create(t, "c", unit)
+	b.create(t, "a", unit)
 	b.fixture.Litter(t, "half-made")
 	list, err = b.engine.List(ctx)
 	wantKind(t, ok, err)
 	want := []engine.Info{
-		{Volume: engine.Volume{ID: "a", Bytes: mib, Name: "pvc-a"}},
+		{Volume: engine.Volume{ID: "a", Bytes: unit, Name: "pvc-a"}},
 		{Volume: engine.Volume{ID: "b", Bytes: imageBytes, Name: "pvc-b"}, From: engine.From{Image: golden}},
-		{Volume: engine.Volume{ID: "c", Bytes: mib, Name: "pvc-c"}},
+		{Volume: engine.Volume{ID: "c", Bytes: unit, Name: "pvc-c"}},
 	}
 	if len(list) != len(want) {
 		t.Fatalf("got %v, want %v", list, want)

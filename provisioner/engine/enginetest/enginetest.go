@@ -60,9 +60,9 @@ func Run(t *testing.T, make Make) {
 
 // Sizes and names that the tests share.
 const (
-	mib        = 1 << 20
+	unit       = 256 << 10
 	golden     = "5f0c7d1e-golden" // UID of the image that every test has
-	imageBytes = 8 * mib
+	imageBytes = 8 * unit
 )
 
 // bench is what a test works at.
@@ -79,15 +79,15 @@ func (b *bench) image(t *testing.T) {
 
 // fillGolden writes data at the beginning and before the end, and leaves a hole between them.
 func fillGolden(f *os.File) {
-	f.WriteAt(pattern(1, mib), 0)
-	f.WriteAt(pattern(2, mib), imageBytes-mib)
+	f.WriteAt(pattern(1, unit), 0)
+	f.WriteAt(pattern(2, unit), imageBytes-unit)
 }
 
 // goldenContent is what fillGolden writes.
 func goldenContent() []byte {
 	content := make([]byte, imageBytes)
-	copy(content, pattern(1, mib))
-	copy(content[imageBytes-mib:], pattern(2, mib))
+	copy(content, pattern(1, unit))
+	copy(content[imageBytes-unit:], pattern(2, unit))
 	return content
 }
 
