@@ -45,11 +45,12 @@ func (c *cli) waitForImage(ctx context.Context, client *store.Client, name strin
 	defer cancel()
 	meter := c.newMeter()
 	var last progress
-	err := poll(ctx, func(ctx context.Context) (done bool, err error) {
-		last, err = imageProgress(ctx, client, name)
+	err := poll(ctx, func(ctx context.Context) (bool, error) {
+		now, err := imageProgress(ctx, client, name)
 		if err != nil {
 			return false, err
 		}
+		last = now
 		meter.show(last)
 		return last.ready, last.failure
 	})

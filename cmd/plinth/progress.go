@@ -32,22 +32,17 @@ type progress struct {
 	bytesPerSecond       int64
 	secondsLeft          int64
 	virtualBytes         int64
-	nextTry              time.Time
 	ready                bool
 	failure              error // final
 }
 
 func progressOf(c *v1alpha1.BackingImageCopy) progress {
 	s := c.Status
-	p := progress{
+	return progress{
 		state: string(cmp.Or(s.State, v1alpha1.CopyPending)), message: s.Message, percent: s.Progress,
 		doneBytes: s.BytesDone, totalBytes: s.BytesTotal, bytesPerSecond: s.BytesPerSecond, secondsLeft: s.ETASeconds,
 		virtualBytes: s.VirtualSize, ready: s.State == v1alpha1.CopyReady,
 	}
-	if s.NextTryTime != nil {
-		p.nextTry = s.NextTryTime.Time
-	}
-	return p
 }
 
 // numbers is like "43 % of 2.1 GiB, 210 MiB/s, 6 s left".
@@ -79,8 +74,6 @@ func (p progress) speed() []string {
 // sentence is the state with what is known beside it.
 func (p progress) sentence() string {
 	switch {
-	case p.state == string(v1alpha1.CopyFailed) && !p.nextTry.IsZero():
-		return fmt.Sprintf("%s: %s; next try at %s", p.state, p.message, p.nextTry.UTC().Format(time.TimeOnly+" MST"))
 	case p.numbers() != "":
 		return cmp.Or(p.message, p.state) + ", " + p.numbers()
 	case p.message != "":

@@ -47,6 +47,12 @@ type stagedTarget struct {
 	Existed bool `json:"existed,omitempty"`
 }
 
+// knows reports whether a volume was ever mounted from here and not unmounted.
+func (r stagingRoot) knows(id string) bool {
+	_, err := os.Stat(filepath.Join(string(r), id))
+	return err == nil
+}
+
 // open locks the volume's directory, making it if need be, and reads its record.
 func (r stagingRoot) open(id string) (*staged, error) {
 	s := &staged{dir: filepath.Join(string(r), id), record: stagedRecord{Volume: id}}

@@ -66,6 +66,9 @@ func (c *cli) expandVolume(ctx context.Context, name, size string, staging stagi
 
 // expandHere grows the filesystem of a volume that is mounted here; elsewhere the next mount does it.
 func (c *csiClient) expandHere(ctx context.Context, id string, bytes int64, staging stagingRoot) error {
+	if !staging.knows(id) {
+		return nil
+	}
 	s, err := staging.open(id)
 	if err != nil {
 		return err
