@@ -28,22 +28,24 @@ func (p *Provisioner) hooks() []func(context.Context, *draft) error {
 	return []func(context.Context, *draft) error{p.resolveSource, p.ensureImage, p.decideSize, p.place}
 }
 
-// resolveSource finds the volume to clone. A clone's data comes from it, whatever image the class names.
+// resolveSource finds the volume to clone, and waits until it is made. A clone's data comes from it, whatever image the
+// class names.
 func (p *Provisioner) resolveSource(ctx context.Context, d *draft) error {
 	id := d.request.SourceVolume
 	if id == "" {
 		return nil
 	}
 	v, err := p.store.Volumes.Live(ctx, id)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case v.DeletionTimestamp != nil:
+	}
+	if v.DeletionTimestamp != nil {
 		return backingimage.Errorf(backingimage.Precondition, "volume %s, which is to be cloned, is being deleted", id)
-	case v.Status.State == v1alpha1.VolumeFailed:
-		return failure(v)
-	case v.Status.State != v1alpha1.VolumeReady:
-		return backingimage.Errorf(backingimage.NotReady, "volume %s, which is to be cloned, is not ready yet: %s", id, v.Status.Message)
+	}
+	if v.Status.State != v1alpha1.VolumeReady {
+		if v, err = p.made(ctx, v); err != nil {
+			return waited(err, "volume %s, which is to be cloned, is not ready yet: %s", id, v.Status.Message)
+		}
 	}
 	d.source = v
 	return nil

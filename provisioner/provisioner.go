@@ -29,7 +29,7 @@ type Options struct {
 	MinimalAvailablePercent int64
 	// SizeWait bounds how long Create waits for an image's virtual size to become known; default 10 s.
 	SizeWait time.Duration
-	// AgentWait bounds how long Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
+	// AgentWait bounds how long Create of a clone, Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
 	AgentWait time.Duration
 }
 
@@ -117,6 +117,12 @@ func classParameters(raw map[string]string) map[string]string {
 
 // cloned waits until a clone of a volume is made, so that its source may be deleted once Create has answered.
 func (p *Provisioner) cloned(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	v, err := p.made(ctx, v)
+	return v, waited(err, "volume %s: cloning volume %s on node %s is not done yet: %s", v.Name, v.Spec.SourceVolume, v.Spec.NodeName, v.Status.Message)
+}
+
+// made waits until a volume is ready and returns the latest of it, also beside an error.
+func (p *Provisioner) made(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.options.AgentWait)
 	defer cancel()
 	err := p.store.Volumes.Wait(ctx, v.Name, func(now *v1alpha1.Volume) (bool, error) {
@@ -129,7 +135,7 @@ func (p *Provisioner) cloned(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1
 		}
 		return now.Status.State == v1alpha1.VolumeReady, nil
 	})
-	return v, waited(err, "volume %s: cloning volume %s on node %s is not done yet: %s", v.Name, v.Spec.SourceVolume, v.Spec.NodeName, v.Status.Message)
+	return v, err
 }
 
 // waited turns the end of a wait's time into NotReady with what it was waiting for.
