@@ -12,15 +12,17 @@ import (
 	"plinth.dev/plinth/backingimage"
 )
 
-// patience is how long Detach waits for openers that come and go by themselves: blkid and udev look at each new or
-// changed device.
-var patience = time.Second // replaced in tests
+// Detach waits about a second for openers that come and go by themselves: blkid and udev look at each new or changed device.
+const (
+	detachAttempts = 25
+	longestPause   = 50 * time.Millisecond
+)
 
 // Detach removes the device if it still has the file that d says; otherwise there is nothing to do. See the function of
 // the same name.
 func (d Device) Detach(ctx context.Context) error {
-	give := time.Now().Add(patience)
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+	pause := time.Millisecond
+	for range detachAttempts {
 		gone, err := d.tryDetach()
 		if err != nil {
 			return fmt.Errorf("detach %s from %s: %w", d.BackingFile, d.Path, err)
@@ -29,14 +31,19 @@ func (d Device) Detach(ctx context.Context) error {
 			klog.FromContext(ctx).V(2).Info("Detached loop device", "device", d.Path, "file", d.BackingFile)
 			return nil
 		}
-		holder, lasting := holderOf(d.Path)
-		if lasting || time.Now().After(give) {
-			return backingimage.Errorf(backingimage.InUse, "%s is attached as %s, which is %s: release it first", d.BackingFile, d.Path, holder)
+		if holder := claim(d.Path); holder != "" { // that does not pass by itself
+			return d.inUse(holder)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return fmt.Errorf("detach %s from %s: %w", d.BackingFile, d.Path, err)
 		}
+		pause = min(2*pause, longestPause)
 	}
+	return d.inUse(opener(d.Path))
+}
+
+func (d Device) inUse(holder string) error {
+	return backingimage.Errorf(backingimage.InUse, "%s is attached as %s, which is %s: release it first", d.BackingFile, d.Path, holder)
 }
 
 // tryDetach unbinds the device unless someone else has it open.
@@ -61,17 +68,17 @@ func (d Device) tryDetach() (gone bool, err error) {
 		return false, err
 	}
 	// A child that is about to exec may hold a copy of our descriptor for a moment.
-	now, err := Inspect(d.Path)
+	err = d.with(func(int) error { return nil })
 	if errors.Is(err, errUnbound) {
 		return true, nil
 	}
-	return err == nil && !now.same(d), err
+	return false, err
 }
 
 // clear reports whether the device will have lost its file when fd is closed.
 func (d Device) clear(fd int) (bool, error) {
-	now, err := inspect(fd, d.Path)
-	if errors.Is(err, errUnbound) || err == nil && !now.same(d) {
+	info, err := status(fd)
+	if errors.Is(err, unix.ENXIO) || err == nil && !d.has(info) {
 		return true, nil
 	}
 	if err != nil {
@@ -83,7 +90,7 @@ func (d Device) clear(fd int) (bool, error) {
 	if _, err := status(fd); errors.Is(err, unix.ENXIO) {
 		return true, nil
 	}
-	return false, setFlags(fd, now.flags&^unix.LO_FLAGS_AUTOCLEAR)
+	return false, setFlags(fd, info.Flags&^unix.LO_FLAGS_AUTOCLEAR)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -30,25 +30,7 @@ type Device struct {
 var errUnbound = errors.New("the loop device has no file any more")
 
 // List returns the loop devices that have a file.
-func List() ([]Device, error) {
-	bound, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		return nil, fmt.Errorf("list loop devices: %w", err)
-	}
-	var list []Device
-	for _, file := range bound {
-		name := strings.Split(file, "/")[3]
-		d, err := Inspect(filepath.Join(devices, name))
-		if errors.Is(err, errUnbound) {
-			continue // since we looked
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list loop devices: %w", err)
-		}
-		list = append(list, d)
-	}
-	return list, nil
-}
+func List() ([]Device, error) { return list(func(*unix.LoopInfo64) bool { return true }) }
 
 // Find returns the file's device. NotFound when there is no such file.
 func Find(path string) (d Device, found bool, err error) {
@@ -58,43 +40,82 @@ func Find(path string) (d Device, found bool, err error) {
 	} else if err != nil {
 		return Device{}, false, fmt.Errorf("find loop device of %s: %w", path, err)
 	}
-	list, err := List()
-	if err != nil {
+	devices, err := list(func(info *unix.LoopInfo64) bool { return info.Device == st.Dev && info.Inode == st.Ino })
+	if err != nil || len(devices) == 0 {
 		return Device{}, false, err
 	}
-	for _, d := range list {
-		if d.BackingDev == st.Dev && d.BackingInode == st.Ino {
-			return d, true, nil
+	return devices[0], true, nil
+}
+
+// list returns the devices that are wanted. There may be hundreds, so no more is asked of each than wanted needs.
+func list(wanted func(*unix.LoopInfo64) bool) ([]Device, error) {
+	entries, err := os.ReadDir("/sys/block")
+	if err != nil {
+		return nil, fmt.Errorf("list loop devices: %w", err)
+	}
+	var found []Device
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "loop") || !bound(e.Name()) {
+			continue
+		}
+		path, err := node(e.Name())
+		if err == nil {
+			err = visit(path, func(fd int, info *unix.LoopInfo64) error {
+				if !wanted(info) {
+					return nil
+				}
+				d, err := inspect(fd, info, path)
+				if err == nil {
+					found = append(found, d)
+				}
+				return err
+			})
+		}
+		if err != nil && !errors.Is(err, errUnbound) && !errors.Is(err, os.ErrNotExist) { // since we looked
+			return nil, fmt.Errorf("list loop devices: %w", err)
 		}
 	}
-	return Device{}, false, nil
+	return found, nil
 }
 
-// Inspect asks the kernel about one device, by its path. The error is errUnbound when it has no file.
-func Inspect(device string) (Device, error) {
-	if _, err := node(filepath.Base(device)); err != nil {
-		return Device{}, err
-	}
+// bound reports whether a device has a file, without opening it.
+func bound(name string) bool {
+	return unix.Access("/sys/block/"+name+"/loop", unix.F_OK) == nil
+}
+
+// inspectPath asks the kernel about one device. The error is errUnbound when it has no file.
+func inspectPath(device string) (d Device, err error) {
+	err = visit(device, func(fd int, info *unix.LoopInfo64) error {
+		d, err = inspect(fd, info, device)
+		return err
+	})
+	return d, err
+}
+
+// visit opens a device that has a file and calls f. While f runs the device cannot lose its file. The error is errUnbound when
+// it has none.
+func visit(device string, f func(fd int, info *unix.LoopInfo64) error) error {
 	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
-		return Device{}, errUnbound
+		return errUnbound
 	}
 	if err != nil {
-		return Device{}, fmt.Errorf("open %s: %w", device, err)
+		return fmt.Errorf("open %s: %w", device, err)
 	}
 	defer unix.Close(fd)
-	return inspect(fd, device)
-}
-
-func inspect(fd int, device string) (Device, error) {
 	info, err := status(fd)
 	if errors.Is(err, unix.ENXIO) {
-		return Device{}, errUnbound
+		return errUnbound
 	}
 	if err != nil {
-		return Device{}, fmt.Errorf("ask the state of %s: %w", device, err)
+		return fmt.Errorf("ask the state of %s: %w", device, err)
 	}
-	d := Device{
+	return f(fd, info)
+}
+
+// inspect completes what the kernel said about a device.
+func inspect(fd int, info *unix.LoopInfo64, device string) (d Device, err error) {
+	d = Device{
 		Path:         device,
 		BackingDev:   info.Device,
 		BackingInode: info.Inode,
@@ -116,26 +137,21 @@ func inspect(fd int, device string) (Device, error) {
 	return d, nil
 }
 
-// with opens the device, makes sure that it still has d's file, and calls f. While f runs the device cannot lose it.
+// with calls f on the device if it still has the file that d says, and errUnbound otherwise.
 func (d Device) with(f func(fd int) error) error {
-	fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", d.Path, err)
-	}
-	defer unix.Close(fd)
-	now, err := inspect(fd, d.Path)
-	if err == nil && !now.same(d) {
-		err = errUnbound
-	}
-	if err == nil {
-		err = f(fd)
-	}
+	err := visit(d.Path, func(fd int, info *unix.LoopInfo64) error {
+		if !d.has(info) {
+			return errUnbound
+		}
+		return f(fd)
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.Path, err)
 	}
 	return nil
 }
 
-func (d Device) same(other Device) bool {
-	return d.BackingDev == other.BackingDev && d.BackingInode == other.BackingInode
+// has reports whether the kernel speaks of a device that has d's file.
+func (d Device) has(info *unix.LoopInfo64) bool {
+	return d.BackingDev == info.Device && d.BackingInode == info.Inode
 }

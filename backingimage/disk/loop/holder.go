@@ -5,43 +5,37 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"plinth.dev/plinth/backingimage/disk/mountinfo"
 )
 
-// holderOf says in words who holds a device, for an error message: it is never an error that nobody can be named. lasting
-// means that waiting a moment will not help.
-func holderOf(device string) (words string, lasting bool) {
-	paths := withPartitions(device)
-	for _, path := range paths {
+// Who holds a device is found out for error messages only: that nobody can be named is no error.
+
+// claim says what a device is mounted on or part of, or nothing.
+func claim(device string) string {
+	for _, path := range withPartitions(device) {
 		if mounts, err := mountinfo.Of(path); err == nil && len(mounts) > 0 {
-			return "mounted on " + mounts[0].Point, true
+			return "mounted on " + mounts[0].Point
 		}
 		if holders, _ := os.ReadDir(filepath.Join("/sys/class/block", filepath.Base(path), "holders")); len(holders) > 0 {
-			return "part of the device " + holders[0].Name(), true
+			return "part of the device " + holders[0].Name()
 		}
 	}
-	if pid, name, found := opener(paths); found {
-		return fmt.Sprintf("open in process %d (%s)", pid, name), false
-	}
-	return "held open or mounted elsewhere (another container or mount namespace)", false
+	return ""
 }
 
-// opener finds another process that has one of the paths open.
-func opener(paths []string) (pid int, name string, found bool) {
+// opener names a process that has a device open.
+func opener(device string) string {
+	paths := withPartitions(device)
 	descriptors, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range descriptors {
 		if target, err := os.Readlink(fd); err != nil || !slices.Contains(paths, target) {
 			continue
 		}
-		pid, err := strconv.Atoi(strings.Split(fd, "/")[2])
-		if err != nil {
-			continue
-		}
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-		return pid, strings.TrimSpace(string(name)), true
+		pid := strings.Split(fd, "/")[2]
+		name, _ := os.ReadFile("/proc/" + pid + "/comm")
+		return fmt.Sprintf("open in process %s (%s)", pid, strings.TrimSpace(string(name)))
 	}
-	return 0, "", false
+	return "held open or mounted where this process cannot see it, in another container or mount namespace"
 }

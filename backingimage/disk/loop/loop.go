@@ -163,7 +163,7 @@ func create(ctx context.Context, path string, o Options) (Device, error) {
 
 // announce says in the log what a new device is. That it is buffered is said here and so only once.
 func announce(ctx context.Context, device string) (Device, error) {
-	d, err := Inspect(device)
+	d, err := inspectPath(device)
 	if err != nil {
 		return Device{}, err
 	}
