@@ -24,7 +24,7 @@ const (
 	readyWithin  = 60 * time.Second
 	stopWithin   = 30 * time.Second
 	imageFile    = "demo.qcow2"
-	imageVirtual = "256M"
+	imageVirtual = "512M"
 )
 
 // demo is what the steps share.
@@ -37,7 +37,7 @@ type demo struct {
 	web        *http.Server
 	standalone *exec.Cmd
 	exited     chan struct{}
-	secondTook time.Duration
+	took       []timing
 }
 
 func newDemo(plinth string) (*demo, error) {
@@ -53,22 +53,36 @@ func newDemo(plinth string) (*demo, error) {
 		return nil, fmt.Errorf("make a directory: %w", err)
 	}
 	d := &demo{out: os.Stdout, plinth: path, dir: dir}
-	fmt.Fprintf(d.out, "Everything of this demo lies in %s and goes with it.\n", dir)
+	fmt.Fprintf(d.out, "Everything of this demo lies in %s, called $DEMO below, and goes with it.\n", dir)
 	return d, nil
 }
 
-// step runs what a sentence says, and prints the sentence with the time it took.
+// step says what is done, does it, and remembers how long it took.
 func (d *demo) step(sentence string, work func() error) error {
+	fmt.Fprintf(d.out, "\n# %s\n", sentence)
 	start := time.Now()
 	if err := work(); err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "\n%-92s %8s\n", "# "+sentence, rounded(time.Since(start)))
+	d.took = append(d.took, timing{sentence, time.Since(start)})
 	return nil
 }
 
+// timing is how long a step took.
+type timing struct {
+	sentence string
+	time.Duration
+}
+
+func (d *demo) summarize() {
+	fmt.Fprintln(d.out, "\nHow long each step took:")
+	for _, t := range d.took {
+		fmt.Fprintf(d.out, "%9s  %s\n", rounded(t.Duration), t.sentence)
+	}
+}
+
 func (d *demo) makeImage(ctx context.Context) error {
-	return d.step("make an ext4 filesystem of this repository's files, and a compressed QCOW2 image of it", func() error {
+	return d.step("make an ext4 filesystem of this repository's files and its binary, and a compressed QCOW2 image of it", func() error {
 		content, raw := filepath.Join(d.dir, "content"), filepath.Join(d.dir, "demo.raw")
 		served := filepath.Join(d.dir, "www")
 		for _, dir := range []string{content, served} {
@@ -76,7 +90,7 @@ func (d *demo) makeImage(ctx context.Context) error {
 				return fmt.Errorf("make a directory: %w", err)
 			}
 		}
-		if err := copyTree(".", content, "README.md", "LICENSE", "backingimage", "cmd", "csi", "deploy", "docs", "provisioner"); err != nil {
+		if err := copyTree(".", content, "README.md", "LICENSE", "backingimage", "bin", "cmd", "csi", "deploy", "docs", "provisioner"); err != nil {
 			return err
 		}
 		if _, err := command(ctx, "mkfs.ext4", "-q", "-F", "-L", "demo", "-d", content, raw, imageVirtual); err != nil {
@@ -165,13 +179,13 @@ func (d *demo) waitReady(ctx context.Context) error {
 }
 
 func (d *demo) firstVolume(ctx context.Context) error {
-	err := d.step("create a volume: the class describes an image that does not exist yet, so it is created too", func() error {
+	err := d.step("create a volume of the example class, which also creates the image that it describes", func() error {
 		return d.run(ctx, "volume", "create", "first", "--storage-class", d.path("storageclass.yaml"))
 	})
 	if err != nil {
 		return err
 	}
-	err = d.step("mount it: waits for the download, its verification and conversion; then clones, attaches, mounts", func() error {
+	err = d.step("mount it: wait until the image is downloaded, verified and converted; then clone, attach, mount", func() error {
 		return d.run(ctx, "volume", "mount", "first", d.path("first"), "--staging-dir", d.path("staging"))
 	})
 	if err != nil {
@@ -184,8 +198,7 @@ func (d *demo) firstVolume(ctx context.Context) error {
 }
 
 func (d *demo) secondVolume(ctx context.Context) error {
-	start := time.Now()
-	err := d.step("create a second volume, larger than the image, and mount it: its copy is here already", func() error {
+	err := d.step("create and mount a second volume, larger than the image, from the copy that is here now", func() error {
 		if err := d.run(ctx, "volume", "create", "second", "--storage-class", d.path("storageclass.yaml"), "--size", "1Gi"); err != nil {
 			return err
 		}
@@ -194,7 +207,6 @@ func (d *demo) secondVolume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.secondTook = time.Since(start)
 	if err := os.WriteFile(filepath.Join(d.path("first"), "only-here"), []byte("the first volume's own\n"), 0o644); err != nil {
 		return fmt.Errorf("write to the first volume: %w", err)
 	}
@@ -218,12 +230,12 @@ func (d *demo) look(volume string) error {
 		return fmt.Errorf("README.md of volume %s is not the image's", volume)
 	}
 	first, _, _ := strings.Cut(string(content), "\n")
-	fmt.Fprintf(d.out, "$ head -n 1 %s\n%s\n", filepath.Join(d.path(volume), "README.md"), first)
+	fmt.Fprintf(d.out, "$ head -n 1 $DEMO/%s/README.md\n%s\n", volume, first)
 	return nil
 }
 
 func (d *demo) removeAll(ctx context.Context) error {
-	return d.step("remove it all", func() error {
+	return d.step("unmount and delete everything", func() error {
 		for _, volume := range []string{"first", "second"} {
 			if err := d.run(ctx, "volume", "unmount", volume, "--staging-dir", d.path("staging")); err != nil {
 				return err
@@ -243,7 +255,7 @@ func (d *demo) run(ctx context.Context, args ...string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(d.out, out)
+	fmt.Fprint(d.out, strings.ReplaceAll(out, d.dir, "$DEMO"))
 	return nil
 }
 

@@ -46,21 +46,24 @@ func run(ctx context.Context, plinth string) (err error) {
 			return err
 		}
 	}
-	fmt.Fprintf(d.out, "\nThe download, its verification and its conversion were paid once. From a local copy the second volume took %s from nothing to mounted.\n",
-		rounded(d.secondTook))
+	d.summarize()
 	return nil
 }
 
-// command runs a program and returns what it printed.
+// command runs a program and returns what it printed on standard output.
 func command(ctx context.Context, name string, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which ends its programs
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
 	if ctx.Err() != nil {
-		return "", fmt.Errorf("interrupted")
+		return "", fmt.Errorf("interrupted; removing what was made")
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, &stderr)
 	}
-	return string(out), nil
+	return stdout.String(), nil
 }
 
 // copyTree copies the parts of the repository that make the image's content.
