@@ -30,10 +30,10 @@ const MinPoolBytes = 512 << 20
 
 // pool is an XFS filesystem in a sparse file.
 //
-// Mount options: noatime, because nobody asks; nosuid and nodev, because images are hostile; discard, because the pool shares
-// its filesystem with others, and what a deleted image frees must go back to them; logbsize=256k, the largest, because a clone
-// of many extents waits for as many log writes as it fills buffers. The mount is private: no container started meanwhile
-// keeps a copy of it that would hold the pool open.
+// Mount options: noatime, because nobody asks; nosuid, nodev and noexec, because images are hostile; discard, because the pool
+// shares its filesystem with others, and what a deleted image frees must go back to them; logbsize=256k, the largest,
+// because a clone of many extents waits for as many log writes as it fills buffers. The mount is private: what is mounted in it,
+// by mistake, appears nowhere else.
 type pool struct {
 	file  string
 	mount string
@@ -174,7 +174,7 @@ func (p *pool) mounted(device string) (bool, error) {
 }
 
 func mountPool(device, dir string) error {
-	err := unix.Mount(device, dir, "xfs", unix.MS_NOATIME|unix.MS_NOSUID|unix.MS_NODEV, "discard,logbsize=256k")
+	err := unix.Mount(device, dir, "xfs", unix.MS_NOATIME|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "discard,logbsize=256k")
 	if errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG) {
 		return backingimage.Errorf(backingimage.Corrupt, "mount pool %s on %s: %w: look at the kernel's log and repair it with xfs_repair", device, dir, err)
 	}

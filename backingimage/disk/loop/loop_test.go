@@ -158,19 +158,23 @@ func TestAttachAtOnceMakesOneDevice(t *testing.T) {
 
 func TestAttachTakesTheNextDeviceWhenAnotherProcessIsFaster(t *testing.T) {
 	path, other := mustFile(t, t.TempDir(), mib), mustFile(t, t.TempDir(), mib)
-	lost := 0
+	lost := false
 	loop.ReplaceConfigure(t, func(real func(int, *unix.LoopConfig) error, fd int, c *unix.LoopConfig) error {
-		if lost++; lost > 1 {
+		if lost {
 			return real(fd, c)
 		}
-		thief := *c // takes the device between our asking and our binding
 		f, err := os.Open(other)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
+		thief := *c // takes the device between our asking and our binding
 		thief.Fd = uint32(f.Fd())
-		return errors.Join(real(fd, &thief), real(fd, c))
+		if err := real(fd, &thief); err != nil {
+			return err
+		}
+		lost = true
+		return real(fd, c)
 	})
 	d := mustAttach(t, path, loop.Options{})
 	taken, found, err := loop.Find(other)

@@ -126,15 +126,15 @@ func (e *Engine) Stat(ctx context.Context, id string) (engine.Info, error) {
 	if err := checkID(id); err != nil {
 		return engine.Info{}, err
 	}
-	devices, err := loop.List()
-	if err != nil {
-		return engine.Info{}, err
-	}
 	r, err := e.read(id)
 	if err != nil {
 		return engine.Info{}, err
 	}
-	return e.info(r, devices)
+	d, _, err := loop.Find(e.file(id))
+	if err != nil && !backingimage.Is(err, backingimage.NotFound) {
+		return engine.Info{}, fmt.Errorf("stat volume %s: %w", id, err)
+	}
+	return e.info(r, d)
 }
 
 // List returns every volume on the disk. One whose record cannot be read is listed by its ID and size, so that it is seen and
@@ -161,7 +161,7 @@ func (e *Engine) List(ctx context.Context) ([]engine.Info, error) {
 			klog.FromContext(ctx).Error(err, "Listed a damaged volume", "volume", entry.Name())
 			r = record{Volume: engine.Volume{ID: entry.Name()}}
 		}
-		info, err := e.info(r, devices)
+		info, err := e.info(r, devices...)
 		if err != nil {
 			return nil, fmt.Errorf("list volumes: %w", err)
 		}
@@ -170,8 +170,8 @@ func (e *Engine) List(ctx context.Context) ([]engine.Info, error) {
 	return infos, nil
 }
 
-// info completes a record with what only the filesystem and the kernel know.
-func (e *Engine) info(r record, devices []loop.Device) (engine.Info, error) {
+// info completes a record with what only the filesystem and the kernel know; the volume's device is one of those given.
+func (e *Engine) info(r record, devices ...loop.Device) (engine.Info, error) {
 	info := engine.Info{Volume: r.Volume, From: r.From}
 	var st unix.Stat_t
 	err := unix.Stat(e.file(r.ID), &st)
