@@ -10,13 +10,15 @@ import (
 	"k8s.io/klog/v2"
 )
 
+const closeEtcd = "close etcd"
+
 // startEtcd returns when etcd has elected its only member and answers.
 func (s *Server) startEtcd(ctx context.Context) error {
 	e, err := embed.StartEtcd(etcdConfig(s.dir, newEtcdLogger(klog.FromContext(ctx), s.end)))
 	if err != nil {
 		return fmt.Errorf("open its data in %s: %w", s.dir.etcd, err)
 	}
-	s.onStop("close etcd", closer(e.Close))
+	s.onStop(closeEtcd, closer(e.Close))
 	go func() {
 		select {
 		case err := <-e.Err():

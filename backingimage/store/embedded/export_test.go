@@ -1,0 +1,29 @@
+package embedded
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// SetCompaction must be called before Start.
+func (s *Server) SetCompaction(every time.Duration) { s.compactEvery = every }
+
+// EtcdEndpoint is where only this process and its owner's others can reach etcd.
+func (s *Server) EtcdEndpoint() string { return "unix://" + s.dir.socket }
+
+// CloseEtcd takes etcd away from under the API server.
+func (s *Server) CloseEtcd(ctx context.Context) error {
+	for _, u := range s.undo {
+		if u.what == closeEtcd {
+			return u.end(ctx)
+		}
+	}
+	return nil
+}
+
+// NewEtcdLogger makes the logger that etcd gets.
+func NewEtcdLogger(logger klog.Logger, died func(error)) etcdLogger {
+	return newEtcdLogger(logger, died)
+}
