@@ -55,15 +55,19 @@ func decideBlank(w wish) (verdict, error) {
 }
 
 func (w wish) refusePartitions(c mount.Content) error {
-	var found []string
-	for _, p := range c.Partitions {
-		found = append(found, p.String())
-	}
-	list := cmp.Or(strings.Join(found, ", "), "none")
+	list := listOf(c.Partitions)
 	if w.image == "" || w.partition > 0 {
 		return w.refuse("holds a %s partition table and no filesystem; use volumeMode Block. Its partitions: %s", c.PartitionTable, list)
 	}
 	return w.refuse("holds a %s partition table and no filesystem; use volumeMode Block, or class parameter partition: \"N\" to mount one of its partitions: %s", c.PartitionTable, list)
+}
+
+func listOf(partitions []mount.Partition) string {
+	var list []string
+	for _, p := range partitions {
+		list = append(list, p.String())
+	}
+	return cmp.Or(strings.Join(list, ", "), "none")
 }
 
 func (w wish) refuse(format string, args ...any) error {

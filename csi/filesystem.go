@@ -13,7 +13,7 @@ import (
 
 // filesystem stages a volume in Filesystem mode. Each step first looks whether it was done by a call that was killed.
 func (s staging) filesystem(ctx context.Context, a provisioner.Attached) error {
-	d, err := mount.Inspect(a.FilesystemDevice)
+	d, err := s.inspect(ctx, a)
 	if err != nil {
 		return err
 	}
@@ -30,6 +30,24 @@ func (s staging) filesystem(ctx context.Context, a provisioner.Attached) error {
 		return mount.GrowMounted(ctx, d, s.path, fsType)
 	}
 	return nil
+}
+
+// inspect describes the device that holds the filesystem. Precondition when it is a partition that is not there.
+func (s staging) inspect(ctx context.Context, a provisioner.Attached) (mount.Device, error) {
+	d, err := mount.Inspect(a.FilesystemDevice)
+	if !backingimage.Is(err, backingimage.NotFound) || a.Device == a.FilesystemDevice {
+		return d, err
+	}
+	whole, err := mount.Inspect(a.Device)
+	if err != nil {
+		return d, err
+	}
+	content, err := mount.Probe(ctx, whole)
+	if err != nil {
+		return d, err
+	}
+	w := wishOf(a.Volume, s)
+	return d, w.refuse("is not there; set class parameter partition to one that is, or remove it to mount the whole device. Its partitions: %s", listOf(content.Partitions))
 }
 
 // mount mounts the filesystem, made ready first unless it is at work on another path: the kernel then shows the same one
