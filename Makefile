@@ -16,7 +16,7 @@ TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img mkfs.btrfs curl gcc
 PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs curl gcc libc6-dev
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/format/... \
+RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
 	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
 
 .PHONY: help
@@ -55,14 +55,15 @@ lint: ## Check formatting, vet and staticcheck
 	$(GO) run $(STATICCHECK) ./...
 
 .PHONY: generate
-generate: ## Regenerate the CRDs and deepcopy functions from backingimage/api
+generate: ## Regenerate the CRDs and deepcopy functions, and the reference of the commands
 	$(GO) run $(CONTROLLER_GEN) object crd paths=./backingimage/api/... output:crd:dir=deploy/crds
+	$(GO) test ./cmd/plinth -run TestReferenceOfCommands -update
 
 .PHONY: verify
 verify: ## Fail when generated files, go.mod or the layers are out of date
 	@bash test/verify.sh '$(GO)' '$(CONTROLLER_GEN)'
 	$(GO) mod tidy -diff
-	$(GO) test -count=1 -run 'Layers|TopLevel|Size|Names' ./test
+	$(GO) test -count=1 ./test
 
 .PHONY: deps
 deps: ## Install the Debian packages that tests and the demo use, when root; else say which are missing

@@ -42,8 +42,8 @@ func newImageCreateCommand(c *cli) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.url, "url", "", "http or https `URL` of the image (required)")
-	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 of the file at the URL, as its publisher gives it, in hexadecimal")
-	f.Int32Var(&r.minCopies, "min-copies", 1, "keep at least this `many` copies, on different nodes where possible")
+	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 `sum` of the file at the URL, as its publisher gives it, in hexadecimal")
+	f.Int32Var(&r.minCopies, "min-copies", 1, "least `number` of copies to keep, on different nodes where possible")
 	f.StringSliceVar(&r.nodes, "node-selector", nil, "comma list of `tags` that a node must have to hold a copy")
 	f.StringSliceVar(&r.disks, "disk-selector", nil, "comma list of `tags` that a disk must have to hold a copy")
 	f.BoolVar(&r.prefetch, "prefetch", false, "keep a copy on every disk that the selectors match")

@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 )
@@ -72,7 +74,7 @@ func (n *noun[T, L]) showCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "show NAME",
 		Aliases:           []string{"get", "describe"},
-		Short:             "Show everything about a " + n.one,
+		Short:             "Show everything about " + n.indefinite(),
 		Args:              exactly("NAME"),
 		ValidArgsFunction: n.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -95,7 +97,7 @@ func (n *noun[T, L]) showCommand(c *cli) *cobra.Command {
 
 // get returns an object by its name. NotFound, Invalid.
 func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string) (T, error) {
-	if err := validateName("a "+n.one, name); err != nil {
+	if err := validateName(n.indefinite(), name); err != nil {
 		var none T
 		return none, err
 	}
@@ -110,6 +112,10 @@ func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string)
 // list returns the list as the API has it, and its objects.
 func (n *noun[T, L]) list(ctx context.Context, client *store.Client, o metav1.ListOptions) (L, []T, error) {
 	list, err := n.resource(client).List(ctx, o)
+	if apierrors.IsNotFound(err) {
+		return list, nil, backingimage.Errorf(backingimage.Precondition,
+			"this API knows no %s: use the kubeconfig of plinth standalone, or install the definitions in deploy/crds in the cluster", n.many)
+	}
 	if err != nil {
 		return list, nil, apiError(err, "list", n.many, "all")
 	}
@@ -122,6 +128,14 @@ func (n *noun[T, L]) list(ctx context.Context, client *store.Client, o metav1.Li
 		return nil
 	})
 	return list, objects, err
+}
+
+// indefinite is the noun with its article.
+func (n *noun[T, L]) indefinite() string {
+	if strings.ContainsAny(n.one[:1], "aeiou") {
+		return "an " + n.one
+	}
+	return "a " + n.one
 }
 
 // stamp gives an object the kind that typed clients leave out, and drops what only servers read.

@@ -33,7 +33,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		return usageError(cmd, "%w", err)
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig of the API that holds Plinth's objects (default: $PLINTH_KUBECONFIG, $KUBECONFIG, "+standaloneKubeconfig+", ~/.kube/config; the first that is there)")
+	flags.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig `file` of the API that holds Plinth's objects (default: $PLINTH_KUBECONFIG, $KUBECONFIG, "+standaloneKubeconfig+", ~/.kube/config; the first that is there)")
 	flags.StringVar(&c.csiEndpoint, "csi-endpoint", "unix:///run/plinth/csi.sock", "CSI `socket` that volume commands talk to, and that standalone serves")
 	flags.IntVarP(&c.verbosity, "verbosity", "v", 0, "log `level`: 0 state changes, 2 steps, 4 why nothing was done, 5 payloads")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return setVerbosity(c.verbosity) }

@@ -10,7 +10,7 @@ import (
 
 // Set by the linker; see the Makefile.
 var (
-	version = "unknown"
+	version = "dev"
 	commit  = ""
 )
 

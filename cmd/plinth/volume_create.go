@@ -38,7 +38,7 @@ func newVolumeCreateCommand(c *cli) *cobra.Command {
 	f.StringVar(&r.size, "size", "", "`size`, like 10Gi (default: the image's)")
 	f.StringVar(&r.class, "storage-class", "", "`file` with a Kubernetes StorageClass whose parameters to use")
 	f.StringArrayVar(&r.parameters, "parameter", nil, "StorageClass parameter `key=value`; may be repeated; wins over the file's")
-	f.StringVar(&r.fsType, "fs-type", "", "filesystem of an empty volume: ext4 (the default) or xfs")
+	f.StringVar(&r.fsType, "fs-type", "", "filesystem `type` of an empty volume: ext4 (the default) or xfs")
 	f.BoolVar(&r.block, "block", false, "the volume will be used as a block device, without a filesystem")
 	_ = cmd.RegisterFlagCompletionFunc("image", images.complete(c)) // fails only for a flag that is not there
 	return cmd

@@ -47,7 +47,7 @@ func newVolumeMountCommand(c *cli) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVar(&r.readOnly, "read-only", false, "mount it read-only")
-	f.StringVar(&r.fsType, "fs-type", "", "filesystem to expect: ext4 or xfs (default: what the volume was created with)")
+	f.StringVar(&r.fsType, "fs-type", "", "filesystem `type` to expect: ext4 or xfs (default: what the volume was created with)")
 	f.BoolVar(&r.block, "block", false, "make the block device appear at PATH instead of mounting a filesystem")
 	f.DurationVar(&r.timeout, "timeout", defaultImageTimeout, "how long to wait for the volume's image")
 	r.staging.addFlag(cmd)
