@@ -44,8 +44,8 @@ sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
 .PHONY: bench
-bench: deps ## Measure against the bare system calls and curl; print a table of ratios (needs root)
-	$(GO) test -count=1 -timeout 30m -run '^$$' -bench . -benchtime 1x ./test/bench/...
+bench: deps build ## Measure against the bare system calls, curl and qemu-img; print a table of ratios (needs root)
+	$(GO) run ./test/bench -plinth bin/plinth
 
 .PHONY: lint
 lint: ## Check formatting, vet and staticcheck
