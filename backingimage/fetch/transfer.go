@@ -95,7 +95,7 @@ func (d *download) read(ctx context.Context, p *pipeline, head []byte, last bool
 		if err != nil && !last {
 			return d.interrupted(ctx, p, b.offset(), err)
 		}
-		if err := d.job.Limits.CheckSource(d.stream.offset); err != nil {
+		if err := d.checkLimits(); err != nil {
 			return err
 		}
 		if b.length > 0 {
@@ -111,6 +111,16 @@ func (d *download) read(ctx context.Context, p *pipeline, head []byte, last bool
 			return err
 		}
 	}
+}
+
+// checkLimits is for sources that do not tell their size, or not the truth.
+func (d *download) checkLimits() error {
+	if d.info.Format == format.Raw {
+		if err := d.job.Limits.CheckVirtual(uint64(d.stream.offset)); err != nil {
+			return err
+		}
+	}
+	return d.job.Limits.CheckSource(d.stream.offset)
 }
 
 // checkpoint sends a mark when it is time for one and the last one is done with.

@@ -62,8 +62,8 @@ func (l Limits) CheckSource(bytes int64) error {
 	return nil
 }
 
-// checkVirtual refuses, as OutOfRange, a disk of more bytes than the limit.
-func (l Limits) checkVirtual(bytes uint64) error {
+// CheckVirtual refuses, as OutOfRange, a content of more bytes than the limit.
+func (l Limits) CheckVirtual(bytes uint64) error {
 	if most := l.WithDefaults().MaxVirtualBytes; bytes > uint64(most) {
 		return backingimage.Errorf(backingimage.OutOfRange, "the image's virtual size is %d bytes, over the limit of %d bytes; use a smaller image or have the limit raised", bytes, most)
 	}
@@ -105,7 +105,7 @@ func Probe(head []byte, sourceBytes int64, limits Limits) (Info, error) {
 	if sourceBytes < 0 {
 		return Info{Format: Raw, VirtualBytes: -1}, nil
 	}
-	if err := limits.checkVirtual(uint64(sourceBytes)); err != nil {
+	if err := limits.CheckVirtual(uint64(sourceBytes)); err != nil {
 		return Info{}, err
 	}
 	return Info{Format: Raw, VirtualBytes: Padded(sourceBytes)}, nil

@@ -128,7 +128,7 @@ func (h *header) parseGeometry(head []byte, fileBytes int64, limits Limits) erro
 	if size == 0 {
 		return backingimage.Errorf(backingimage.Invalid, "the qcow2 image's virtual size is 0; publish one that holds a disk")
 	}
-	if err := limits.checkVirtual(size); err != nil {
+	if err := limits.CheckVirtual(size); err != nil {
 		return err
 	}
 	h.virtualBytes = int64(size)
