@@ -34,16 +34,6 @@ func (s staging) make() error {
 	return durable.SyncDir(filepath.Dir(string(s)))
 }
 
-// remove removes files of the directory; a file that is not there is success.
-func (s staging) remove(names ...string) error {
-	for _, name := range names {
-		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("clean staging directory: %w", err)
-		}
-	}
-	return nil
-}
-
 // clean removes everything but a finished copy.
 func (s staging) clean() error {
 	return s.cleanExcept(disk.ImageFile, disk.ManifestFile, disk.CopyFile)
