@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 
 	"plinth.dev/plinth/backingimage"
@@ -33,6 +35,7 @@ func (c *cli) dialCSI(ctx context.Context) (*csiClient, error) {
 		return nil, backingimage.Errorf(backingimage.NotReady, "no CSI driver answers at %s: %w; is `plinth standalone` running, and is this its --csi-endpoint?", c.csiEndpoint, err)
 	}
 	_ = probe.Close() // nothing was sent
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) // what fails is this command's to say, once
 	conn, err := grpc.NewClient(c.csiEndpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--csi-endpoint: %w", err)
