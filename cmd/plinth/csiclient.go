@@ -34,7 +34,7 @@ func (c *cli) dialCSI(ctx context.Context) (*csiClient, error) {
 	if err != nil {
 		return nil, backingimage.Errorf(backingimage.NotReady, "no CSI driver answers at %s: %w; is `plinth standalone` running, and is this its --csi-endpoint?", c.csiEndpoint, err)
 	}
-	_ = probe.Close() // nothing was sent
+	_ = probe.Close()                                                            // nothing was sent
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) // what fails is this command's to say, once
 	conn, err := grpc.NewClient(c.csiEndpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
