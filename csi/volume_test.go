@@ -24,6 +24,7 @@ type orchestrator struct {
 	*plinthtest.Standalone
 	spec.ControllerClient
 	spec.NodeClient
+	conn *grpc.ClientConn
 }
 
 func mustOrchestrator(t *testing.T) *orchestrator {
@@ -32,7 +33,7 @@ func mustOrchestrator(t *testing.T) *orchestrator {
 	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
-	return &orchestrator{s, spec.NewControllerClient(conn), spec.NewNodeClient(conn)}
+	return &orchestrator{s, spec.NewControllerClient(conn), spec.NewNodeClient(conn), conn}
 }
 
 // class is the StorageClass of an image at a URL.

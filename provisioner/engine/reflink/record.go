@@ -36,6 +36,9 @@ func (r record) encode() ([]byte, error) {
 func (e *Engine) read(id string) (record, error) {
 	path := filepath.Join(e.layout.Volume(id), disk.VolumeRecord)
 	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && e.exists(id) {
+		text, err = os.ReadFile(path) // the volume, which appears as a whole, appeared just now
+	}
 	if err != nil {
 		return record{}, e.missing(id, err)
 	}
@@ -56,10 +59,15 @@ func (e *Engine) read(id string) (record, error) {
 
 // missing says what it means that a volume's file cannot be read: there is no volume, or a damaged one.
 func (e *Engine) missing(id string, err error) error {
-	if _, gone := os.Stat(e.layout.Volume(id)); errors.Is(gone, os.ErrNotExist) {
+	if !e.exists(id) {
 		return backingimage.Errorf(backingimage.NotFound, "there is no volume %s on this disk", id)
 	}
 	return backingimage.Errorf(backingimage.Corrupt, "volume %s is damaged: %w", id, err)
+}
+
+func (e *Engine) exists(id string) bool {
+	_, err := os.Stat(e.layout.Volume(id))
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // mustEqual is Conflict when an existing volume is not what is asked for.
