@@ -40,11 +40,53 @@ func testConcurrency(t *testing.T, b *bench) {
 		}
 		at(t, 4, func(i int) error { return []engine.Engine{b.engine, other}[i%2].Detach(ctx, "one") })
 	})
+	t.Run("looked at while it comes and goes, a volume is whole or not there", func(t *testing.T) {
+		gone := make(chan struct{})
+		at(t, 2, func(i int) error {
+			if i == 0 {
+				defer close(gone)
+				return b.comeAndGo(50)
+			}
+			return b.look(gone)
+		})
+	})
 	t.Run("many volumes at once do not disturb each other", func(t *testing.T) {
 		at(t, 20, func(i int) error { return b.life(ctx, fmt.Sprintf("many-%d", i), byte(i)) })
 	})
 	if left := b.fixture.Devices(t); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// comeAndGo makes a volume and deletes it, n times.
+func (b *bench) comeAndGo(n int) error {
+	for range n {
+		err := b.engine.Create(context.Background(), engine.Volume{ID: "mayfly", Bytes: unit})
+		if err == nil {
+			err = b.engine.Delete(context.Background(), "mayfly")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look looks at the volume of comeAndGo until it is gone for good.
+func (b *bench) look(gone <-chan struct{}) error {
+	for {
+		info, err := b.engine.Stat(context.Background(), "mayfly")
+		if err == nil && info.Bytes != unit {
+			return fmt.Errorf("it has %d bytes", info.Bytes)
+		}
+		if err != nil && !backingimage.Is(err, backingimage.NotFound) {
+			return err
+		}
+		select {
+		case <-gone:
+			return nil
+		default:
+		}
 	}
 }
 

@@ -33,41 +33,59 @@ func (r record) encode() ([]byte, error) {
 
 // read returns a volume's record, with the size that its file has. NotFound; Corrupt when the record or the file cannot be
 // used; Unsupported when a newer program wrote it.
+//
+// Stat and List read while other calls make and delete the volume. So both files are read in one directory, whatever has its name
+// by then; a file that is missing there means damage only if that directory is still the volume.
 func (e *Engine) read(id string) (record, error) {
-	path := filepath.Join(e.layout.Volume(id), disk.VolumeRecord)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && e.exists(id) {
-		text, err = os.ReadFile(path) // the volume, which appears as a whole, appeared just now
+	for {
+		dir, err := os.OpenRoot(e.layout.Volume(id))
+		if errors.Is(err, os.ErrNotExist) {
+			return record{}, backingimage.Errorf(backingimage.NotFound, "there is no volume %s on this disk", id)
+		}
+		if err != nil {
+			return record{}, damaged(id, err)
+		}
+		r, err := readIn(dir, id)
+		gone := errors.Is(err, os.ErrNotExist) && !e.is(id, dir)
+		dir.Close()
+		if !gone {
+			return r, err
+		}
 	}
+}
+
+func readIn(dir *os.Root, id string) (record, error) {
+	text, err := dir.ReadFile(disk.VolumeRecord)
 	if err != nil {
-		return record{}, e.missing(id, err)
+		return record{}, damaged(id, err)
 	}
 	var r record
 	if err := json.Unmarshal(text, &r); err != nil || r.ID != id || r.FormatVersion < 1 {
-		return record{}, backingimage.Errorf(backingimage.Corrupt, "volume %s: its record %s is damaged or another volume's", id, path)
+		return record{}, damaged(id, fmt.Errorf("%s is no record of it", filepath.Join(dir.Name(), disk.VolumeRecord)))
 	}
 	if r.FormatVersion > recordVersion {
-		return record{}, backingimage.Errorf(backingimage.Unsupported, "volume %s: %s has formatVersion %d, this program knows up to %d: use a newer Plinth", id, path, r.FormatVersion, recordVersion)
+		return record{}, backingimage.Errorf(backingimage.Unsupported, "volume %s: its record has formatVersion %d, this program knows up to %d: use a newer Plinth", id, r.FormatVersion, recordVersion)
 	}
-	info, err := os.Stat(e.file(id))
+	info, err := dir.Stat(disk.VolumeFile)
 	if err != nil {
-		return record{}, e.missing(id, err)
+		return record{}, damaged(id, err)
 	}
 	r.Bytes = info.Size()
 	return r, nil
 }
 
-// missing says what it means that a volume's file cannot be read: there is no volume, or a damaged one.
-func (e *Engine) missing(id string, err error) error {
-	if !e.exists(id) {
-		return backingimage.Errorf(backingimage.NotFound, "there is no volume %s on this disk", id)
+// is reports whether the open directory is the volume.
+func (e *Engine) is(id string, dir *os.Root) bool {
+	opened, err := dir.Stat(".")
+	if err != nil {
+		return false
 	}
-	return backingimage.Errorf(backingimage.Corrupt, "volume %s is damaged: %w", id, err)
+	now, err := os.Stat(e.layout.Volume(id))
+	return err == nil && os.SameFile(opened, now)
 }
 
-func (e *Engine) exists(id string) bool {
-	_, err := os.Stat(e.layout.Volume(id))
-	return !errors.Is(err, os.ErrNotExist)
+func damaged(id string, err error) error {
+	return backingimage.Errorf(backingimage.Corrupt, "volume %s is damaged: %w", id, err)
 }
 
 // mustEqual is Conflict when an existing volume is not what is asked for.
