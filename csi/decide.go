@@ -13,6 +13,7 @@ import (
 type wish struct {
 	volume    string
 	image     string // the image that the volume came from; "" for one that was empty
+	source    string // the volume that it was cloned from; "" for none
 	fsType    string // "": any
 	partition int32  // that the device is; 0 for a whole device
 	readOnly  bool
@@ -25,11 +26,11 @@ type verdict struct {
 }
 
 // decide weighs what was found on a device against what is wanted. Only a volume that came without an image is ever
-// formatted, and only when nothing recognisable is on it.
+// formatted, and only when nothing recognisable is on it; a clone, only when it is empty.
 func decide(c mount.Content, w wish) (verdict, error) {
 	switch {
 	case c.Blank() || c.Unfinished && w.image == "":
-		return decideBlank(w)
+		return decideBlank(c, w)
 	case c.Unfinished:
 		return verdict{}, w.refuse("holds an XFS that was never finished; make the image anew")
 	case c.PartitionTable != "":
@@ -44,8 +45,10 @@ func decide(c mount.Content, w wish) (verdict, error) {
 	return verdict{fsType: c.Type}, nil
 }
 
-func decideBlank(w wish) (verdict, error) {
+func decideBlank(c mount.Content, w wish) (verdict, error) {
 	switch {
+	case w.source != "" && !c.Zeros:
+		return verdict{}, w.refuse("is a clone of volume %s and holds data, but no filesystem; use volumeMode Block", w.source)
 	case w.image != "":
 		return verdict{}, w.refuse("has no filesystem; use volumeMode Block, or an image with an ext4 or xfs on it")
 	case w.readOnly:

@@ -22,6 +22,7 @@ func TestDecide(t *testing.T) {
 		"an empty volume gets what is asked for":                  {mount.Content{}, wish{fsType: "xfs"}, verdict{"xfs", true}},
 		"a mkfs that was killed is done again":                    {unfinished, wish{fsType: "xfs"}, verdict{"xfs", true}},
 		"a mkfs that was killed is done again, as something else": {unfinished, wish{fsType: "ext4"}, verdict{"ext4", true}},
+		"a clone of a volume never used is formatted":             {mount.Content{Zeros: true}, wish{source: "s"}, verdict{"ext4", true}},
 		"a filesystem is mounted":                                 {ext4, wish{fsType: "ext4"}, verdict{"ext4", false}},
 		"an image's filesystem is taken as it is":                 {xfs, wish{image: "i"}, verdict{"xfs", false}},
 		"what was once formatted is never formatted again":        {xfs, wish{}, verdict{"xfs", false}},
@@ -40,6 +41,7 @@ func TestDecide(t *testing.T) {
 	}{
 		"a blank image":                     {mount.Content{}, wish{volume: "v", image: "fedora"}, []string{"volume v (image fedora)", "no filesystem", "volumeMode Block"}},
 		"an empty volume, read-only":        {mount.Content{}, wish{volume: "v", readOnly: true}, []string{"cannot be formatted", "mode that writes"}},
+		"a clone with data of its own kind": {mount.Content{}, wish{source: "s"}, []string{"clone of volume s", "volumeMode Block"}},
 		"an image that holds a broken XFS":  {unfinished, wish{image: "fedora"}, []string{"never finished"}},
 		"a partitioned image":               {table, wish{image: "fedora"}, []string{"gpt", "volumeMode Block", `partition: "N"`, "1 (ext4, 10240 MiB)", "14 (no filesystem, 4 MiB)"}},
 		"a partition with a table inside":   {table, wish{image: "fedora", partition: 2}, []string{"partition 2 of", "volumeMode Block"}},

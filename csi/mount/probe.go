@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ type Content struct {
 	Type           string // a filesystem's or another signature's name: ext4, xfs, crypto_LUKS, LVM2_member …
 	Filesystem     bool   // Type is a filesystem
 	Unfinished     bool   // Type is an XFS whose mkfs was killed
+	Zeros          bool   // the beginning and the end of the device are all zeros
 	PartitionTable string // gpt or dos, when there is one and nothing else was found
 	Partitions     []Partition
 }
@@ -49,14 +51,15 @@ const (
 // Probe looks what is on a device, past every cache. A device that cannot be read is an error and never blank.
 // Precondition when signatures contradict each other.
 func Probe(ctx context.Context, d Device) (Content, error) {
-	if err := readable(d); err != nil {
+	zeros, err := readEnds(d)
+	if err != nil {
 		return Content{}, err
 	}
 	found, err := blkid(ctx, d.Path)
 	if err != nil {
 		return Content{}, err
 	}
-	c := Content{Type: found["TYPE"], Filesystem: found["USAGE"] == "filesystem"}
+	c := Content{Type: found["TYPE"], Filesystem: found["USAGE"] == "filesystem", Zeros: zeros}
 	if c.Type == "" && found["PTTYPE"] != "" {
 		c.PartitionTable = found["PTTYPE"]
 		c.Partitions, err = partitions(ctx, d.Path)
@@ -72,21 +75,24 @@ func Probe(ctx context.Context, d Device) (Content, error) {
 	return c, nil
 }
 
-// readable reads the beginning and the end of a device, because blkid's exit code does not tell a device that cannot be
-// read from one on which there is nothing.
-func readable(d Device) error {
+// readEnds reads the beginning and the end of a device, because blkid's exit code does not tell a device that cannot be
+// read from one on which there is nothing, and reports whether both are all zeros.
+func readEnds(d Device) (zeros bool, err error) {
 	f, err := os.Open(d.Path)
 	if err != nil {
-		return fmt.Errorf("probe: %w", err)
+		return false, fmt.Errorf("probe: %w", err)
 	}
 	defer f.Close()
 	buf := make([]byte, min(d.Bytes, 128<<10))
+	nothing := make([]byte, len(buf))
+	zeros = true
 	for _, offset := range []int64{0, d.Bytes - int64(len(buf))} {
 		if _, err := f.ReadAt(buf, offset); err != nil && err != io.EOF {
-			return backingimage.Errorf(backingimage.Corrupt, "probe %s: reading at %d failed, nothing was changed: %w", d.Path, offset, err)
+			return false, backingimage.Errorf(backingimage.Corrupt, "probe %s: reading at %d failed, nothing was changed: %w", d.Path, offset, err)
 		}
+		zeros = zeros && bytes.Equal(buf, nothing)
 	}
-	return nil
+	return zeros, nil
 }
 
 // blkid runs a low-level probe and returns its tags; none when it finds nothing.

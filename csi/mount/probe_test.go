@@ -29,6 +29,11 @@ func TestProbe(t *testing.T) {
 		{
 			name:    "nothing on a new device",
 			prepare: func(*testing.T, string) {},
+			want:    mount.Content{Zeros: true},
+			blank:   true,
+		}, {
+			name:    "nothing that can be recognised",
+			prepare: func(t *testing.T, d string) { mounttest.MustWriteAt(t, d, 64<<10, []byte("data")) },
 			blank:   true,
 		}, {
 			name:    "ext4",
