@@ -33,6 +33,9 @@ const (
 	pieceBytes = gib / pieces
 )
 
+// sizes of the images, in GiB.
+var sizes = []int64{1, 10, 100}
+
 func main() {
 	dir := flag.String("dir", os.TempDir(), "working directory; a disk of up to 4 GiB is made in it and removed")
 	runs := flag.Int("runs", 41, "runs of each clone; the median counts")
@@ -59,14 +62,7 @@ func run(ctx context.Context, dir string, runs int) (err error) {
 		}
 	}()
 	b := &bench{disk: d, engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity}), runs: runs}
-	ours := map[int64]time.Duration{}
-	for _, size := range []int64{1, 10, 100} {
-		if ours[size], err = b.measure(ctx, size*gib); err != nil {
-			return err
-		}
-	}
-	line("clone of 100 GiB : of 1 GiB", ours[100], ours[1], "1.25")
-	return nil
+	return b.measure(ctx)
 }
 
 type bench struct {
@@ -75,29 +71,44 @@ type bench struct {
 	runs   int
 }
 
-// measure prints the lines for one virtual size and returns our median.
-func (b *bench) measure(ctx context.Context, size int64) (time.Duration, error) {
-	uid := fmt.Sprintf("image-%d", size/gib)
-	if err := b.image(uid, size); err != nil {
-		return 0, fmt.Errorf("make image: %w", err)
-	}
-	defer b.disk.RemoveImage(uid)
-	source := filepath.Join(b.disk.Layout().Image(uid), disk.ImageFile)
-	contenders := []func(i int) error{
-		func(i int) error {
-			return b.engine.Clone(ctx, engine.Volume{ID: fmt.Sprintf("v%d", i), Bytes: size + 1<<20}, engine.From{Image: uid})
-		},
-		func(i int) error { return bare(source, b.scratch("bare", i), size+1<<20, false) },
-		func(i int) error { return bare(source, b.scratch("synced", i), size+1<<20, true) },
+// measure prints all lines. Every size and every rival takes its turn in each round, so that what else the machine does
+// meanwhile falls on all alike.
+func (b *bench) measure(ctx context.Context) error {
+	var contenders []func(i int) error
+	for _, size := range sizes {
+		uid := fmt.Sprintf("image-%d", size)
+		if err := b.image(uid, size*gib); err != nil {
+			return fmt.Errorf("make image: %w", err)
+		}
+		defer b.disk.RemoveImage(uid)
+		contenders = append(contenders, b.contenders(ctx, uid, size*gib+1<<20)...)
 	}
 	medians, err := b.alternate(contenders)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	name := fmt.Sprintf("clone of %d GiB", size/gib)
-	line(name+" : bare", medians[0], medians[1], "1.5")
-	line(name+" : bare and fsync", medians[0], medians[2], "-")
-	return medians[0], b.clear(ctx)
+	for i, size := range sizes {
+		name, m := fmt.Sprintf("clone of %d GiB", size), medians[3*i:]
+		line(name+" : bare", m[0], m[1], "1.5")
+		line(name+" : bare and fsync", m[0], m[2], "-")
+	}
+	line("clone of 100 GiB : of 1 GiB", medians[6], medians[0], "1.25")
+	return nil
+}
+
+// contenders clone an image: ours, bare, and bare with an fsync.
+func (b *bench) contenders(ctx context.Context, uid string, size int64) []func(i int) error {
+	source := filepath.Join(b.disk.Layout().Image(uid), disk.ImageFile)
+	scratch := func(kind string, i int) string {
+		return filepath.Join(b.disk.Layout().Staging(), fmt.Sprintf("%s-%s-%d", kind, uid, i))
+	}
+	return []func(i int) error{
+		func(i int) error {
+			return b.engine.Clone(ctx, engine.Volume{ID: fmt.Sprintf("%s-%d", uid, i), Bytes: size}, engine.From{Image: uid})
+		},
+		func(i int) error { return bare(source, scratch("bare", i), size, false) },
+		func(i int) error { return bare(source, scratch("synced", i), size, true) },
+	}
 }
 
 // image publishes an image whose pieces were written in random order, so that neighbours in the file are none on the disk.
@@ -129,10 +140,6 @@ func (b *bench) image(uid string, size int64) error {
 		return err
 	}
 	return b.disk.PublishImage(uid)
-}
-
-func (b *bench) scratch(kind string, i int) string {
-	return filepath.Join(b.disk.Layout().Staging(), fmt.Sprintf("%s-%d", kind, i))
 }
 
 // bare is the rival.
@@ -183,18 +190,6 @@ func (b *bench) alternate(contenders []func(i int) error) ([]time.Duration, erro
 		medians[c] = took[c][len(took[c])/2]
 	}
 	return medians, nil
-}
-
-// clear removes what the contenders made.
-func (b *bench) clear(ctx context.Context) error {
-	for i := range b.runs {
-		if err := b.engine.Delete(ctx, fmt.Sprintf("v%d", i)); err != nil {
-			return err
-		}
-		os.Remove(b.scratch("bare", i))
-		os.Remove(b.scratch("synced", i))
-	}
-	return nil
 }
 
 func line(name string, ours, rival time.Duration, bound string) {
