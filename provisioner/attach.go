@@ -80,7 +80,7 @@ func (a *Attacher) ready(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Vol
 
 // progress says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
 func (a *Attacher) progress(v *v1alpha1.Volume) string {
-	if v.Spec.Image == nil {
+	if !v.Waits() {
 		return orElse(v.Status.Message, "its agent has not made it yet")
 	}
 	c, ok := a.store.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))

@@ -100,7 +100,10 @@ func (d *draft) volume() *v1alpha1.Volume {
 			Partition: d.parameters.Partition, MkfsParams: d.parameters.MkfsParams,
 		},
 	}
-	if d.image != nil {
+	switch {
+	case d.source != nil:
+		v.Spec.Image = d.source.Spec.Image.DeepCopy() // what its content began as, which does not change by cloning
+	case d.image != nil:
 		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
 	}
 	return v

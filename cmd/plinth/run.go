@@ -39,7 +39,7 @@ func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (er
 		return err
 	}
 	if err := api.Start(ctx); err != nil {
-		return fmt.Errorf("start control plane: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, stopped(ctx, "control plane", api.Stop)) }()
 	disks, err := openDisks(ctx, cfg)

@@ -38,7 +38,7 @@ type VolumeSpec struct {
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// Image that the volume starts from; absent for an empty volume.
+	// Image that the volume's content began as, its own or that of the volume it was cloned from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
 	// SourceVolume is the name of the Volume object that this one was cloned from.
