@@ -24,7 +24,6 @@ import (
 	"k8s.io/apiserver/pkg/util/compatibility"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
 
@@ -36,7 +35,7 @@ type apiServer struct {
 	done chan struct{}      // closed when the listener is
 }
 
-// startAPI returns when the API answers requests for all that etcd holds.
+// startAPI returns when the API serves the definitions that etcd holds.
 func (s *Server) startAPI(ctx context.Context) error {
 	listener, err := listen(s.opts.Listen, s.dir.address)
 	if err != nil {
@@ -56,7 +55,11 @@ func (s *Server) startAPI(ctx context.Context) error {
 	s.onStop("close the API server", s.api.close)
 	s.api.serve(life, listener, s.credentials.pair, s.end)
 	crds.GenericAPIServer.RunPostStartHooks(life)
-	return s.api.waitSynced(ctx, s.ended)
+	synced := crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().HasSynced
+	if err := s.poll(ctx, func() (bool, error) { return synced(), nil }); err != nil {
+		return fmt.Errorf("wait for the stored definitions: %w", err)
+	}
+	return nil
 }
 
 // serve answers requests until close.
@@ -77,23 +80,6 @@ func (a *apiServer) serve(life context.Context, l net.Listener, pair tls.Certifi
 			died(fmt.Errorf("serve the API: %w", err))
 		}
 	}()
-}
-
-// waitSynced returns when the definitions that etcd holds are being served.
-func (a *apiServer) waitSynced(ctx context.Context, ended <-chan struct{}) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		select {
-		case <-ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if !cache.WaitForCacheSync(ctx.Done(), a.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().HasSynced) {
-		return fmt.Errorf("wait for the stored definitions: %w", context.Cause(ctx))
-	}
-	return nil
 }
 
 // drainTime is how long running requests may take to finish when the server stops. Watches do not finish; they are ended.
@@ -138,7 +124,7 @@ func apiConfig(dir layout, client *rest.Config, address string, compactEvery tim
 	generic.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(openapi.GetOpenAPIDefinitions, names)
 	generic.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, names)
 
-	// This hook exits the process when the server is stopped before it is through. waitSynced does its work.
+	// This hook exits the process when the server is stopped before it is through; startAPI does its work.
 	generic.DisabledPostStartHooks.Insert("crd-informer-synced")
 
 	return &apiserver.Config{

@@ -23,7 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/yaml"
 )
 
@@ -90,7 +89,7 @@ func (s *Server) installCRDs(ctx context.Context) error {
 	}
 	definitions := clients.ApiextensionsV1().CustomResourceDefinitions()
 	for _, crd := range s.crds {
-		if err := install(ctx, definitions, crd); err != nil {
+		if err := s.install(ctx, definitions, crd); err != nil {
 			return fmt.Errorf("install %s: %w", crd.Name, err)
 		}
 	}
@@ -103,27 +102,34 @@ func (s *Server) installCRDs(ctx context.Context) error {
 }
 
 // install creates a definition, or updates one that differs. One that is equal is left alone, labels and annotations that
-// others added included.
-func install(ctx context.Context, definitions typed.CustomResourceDefinitionInterface, want *definition) error {
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+// others added included. One that somebody is deleting is created anew when it is gone.
+func (s *Server) install(ctx context.Context, definitions typed.CustomResourceDefinitionInterface, want *definition) error {
+	return s.poll(ctx, func() (bool, error) {
 		have, err := definitions.Get(ctx, want.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			_, err = definitions.Create(ctx, want, metav1.CreateOptions{})
-			return err
+			return err == nil, err
 		}
-		if err != nil {
-			return err
+		if err != nil || have.DeletionTimestamp != nil {
+			return false, err
 		}
 		next := have.DeepCopy()
 		next.Spec = want.Spec
 		next.Labels = merged(have.Labels, want.Labels)
 		next.Annotations = merged(have.Annotations, want.Annotations)
 		if apiequality.Semantic.DeepEqual(have, next) {
-			return nil
+			return true, nil
 		}
 		_, err = definitions.Update(ctx, next, metav1.UpdateOptions{})
-		return err
+		return err == nil, ignoreConflict(err)
 	})
+}
+
+func ignoreConflict(err error) error {
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
 }
 
 func merged(have, want map[string]string) map[string]string {
@@ -142,39 +148,50 @@ func merged(have, want map[string]string) map[string]string {
 // the same etcd can learn of it.
 const holdBack = 2 * time.Second
 
-// establish waits until the API server serves the definition. There are no other API servers here, so the definition is
-// then made to look older than holdBack; else the first create of a new data directory took two seconds.
+// establish waits until the API server has accepted the definition's names, then declares it established itself, some time
+// ago. There are two reasons not to wait for the controller whose work that is: it overlooks a definition whose names were
+// accepted by a process that was killed next; and there are no other API servers here that need time to learn of it.
 func (s *Server) establish(ctx context.Context, definitions typed.CustomResourceDefinitionInterface, name string) error {
-	if err := s.waitCRD(ctx, name, isServed); err != nil {
+	if err := s.waitCRD(ctx, name, namesAccepted); err != nil {
 		return err
 	}
-	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+	err := s.poll(ctx, func() (bool, error) {
 		crd, err := definitions.Get(ctx, name, metav1.GetOptions{})
 		if err != nil || isSettled(crd, time.Now()) {
-			return err
+			return err == nil, err
 		}
-		established := apihelpers.FindCRDCondition(crd, apiextensionsv1.Established)
-		established.LastTransitionTime = metav1.NewTime(established.LastTransitionTime.Add(-2 * holdBack))
+		settle(crd, time.Now())
 		_, err = definitions.UpdateStatus(ctx, crd, metav1.UpdateOptions{})
-		return err
+		return err == nil, ignoreConflict(err)
 	})
 	if err != nil {
-		return fmt.Errorf("settle its age: %w", err)
+		return fmt.Errorf("write its status: %w", err)
 	}
 	return s.waitCRD(ctx, name, func(crd *definition) (bool, error) { return isSettled(crd, time.Now()), nil })
 }
 
-// isServed fails when the definition can never be served: its names belong to another one.
-func isServed(crd *definition) (bool, error) {
-	if c := apihelpers.FindCRDCondition(crd, apiextensionsv1.NamesAccepted); c != nil && c.Status == apiextensionsv1.ConditionFalse {
+// namesAccepted fails when they never will be: they belong to another definition.
+func namesAccepted(crd *definition) (bool, error) {
+	c := apihelpers.FindCRDCondition(crd, apiextensionsv1.NamesAccepted)
+	if c != nil && c.Status == apiextensionsv1.ConditionFalse {
 		return false, fmt.Errorf("its names are taken: %s", c.Message)
 	}
-	return apihelpers.IsCRDConditionTrue(crd, apiextensionsv1.Established), nil
+	return c != nil && c.Status == apiextensionsv1.ConditionTrue, nil
+}
+
+func settle(crd *definition, now time.Time) {
+	apihelpers.SetCRDCondition(crd, apiextensionsv1.CustomResourceDefinitionCondition{
+		Type:    apiextensionsv1.Established,
+		Status:  apiextensionsv1.ConditionTrue,
+		Reason:  "InitialNamesAccepted",
+		Message: "the initial names have been accepted",
+	})
+	apihelpers.FindCRDCondition(crd, apiextensionsv1.Established).LastTransitionTime = metav1.NewTime(now.Add(-2 * holdBack))
 }
 
 func isSettled(crd *definition, now time.Time) bool {
 	c := apihelpers.FindCRDCondition(crd, apiextensionsv1.Established)
-	return c != nil && now.Sub(c.LastTransitionTime.Time) > holdBack
+	return c != nil && c.Status == apiextensionsv1.ConditionTrue && now.Sub(c.LastTransitionTime.Time) > holdBack
 }
 
 // waitCRD polls the API server's own cache, which decides what is served.

@@ -22,6 +22,7 @@ type layout struct {
 	address    string
 	socket     string
 	etcd       string
+	unfinished string
 }
 
 // maxSocketPath is the longest path that the kernel binds a Unix socket to, in bytes: sun_path less its final zero.
@@ -46,6 +47,7 @@ func newLayout(dir string) (layout, error) {
 		address:    filepath.Join(private, "address"),
 		socket:     filepath.Join(private, "etcd.sock"),
 		etcd:       filepath.Join(private, "etcd"),
+		unfinished: filepath.Join(private, "etcd.unfinished"),
 	}
 	if over := len(l.socket) - maxSocketPath; over > 0 {
 		return layout{}, invalid("data directory %s: its socket %s is %d bytes long and the kernel allows %d; choose a data directory with a path of at most %d bytes",

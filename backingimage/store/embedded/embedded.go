@@ -11,6 +11,7 @@
 //	    tls.pem                 the server's key and self-signed certificate
 //	    address                 where the API listened last, so that a kubeconfig outlives a restart
 //	    etcd.sock, etcd/        etcd's only socket, and its data
+//	    etcd.unfinished         there while etcd makes its data for the first time
 //
 // etcd has one member and one client. It listens on the Unix socket alone: there is no peer listener, since no second
 // member can join, and no TCP port at all. The API listens on a loopback address with TLS.
@@ -118,6 +119,8 @@ func (s *Server) Start(ctx context.Context) error {
 		return errors.New("start embedded control plane: it was started before; make a new one")
 	}
 	s.started = true
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	for _, step := range []struct {
 		what string
 		do   func(context.Context) error
@@ -138,8 +141,12 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// stopTime is how long a Start that failed may take to clean up.
-const stopTime = 10 * time.Second
+// A start takes half a second, and more on a busy machine; what takes longer than startTime is stuck. stopTime is for
+// cleaning up after a start that failed.
+const (
+	startTime = 2 * time.Minute
+	stopTime  = 10 * time.Second
+)
 
 func (s *Server) abandon() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)

@@ -4,19 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage/durable"
 )
 
 const closeEtcd = "close etcd"
 
 // startEtcd returns when etcd has elected its only member and answers.
 func (s *Server) startEtcd(ctx context.Context) error {
-	e, err := embed.StartEtcd(etcdConfig(s.dir, newEtcdLogger(klog.FromContext(ctx), s.end)))
+	if err := s.dir.beginEtcd(); err != nil {
+		return err
+	}
+	e, err := openEtcd(etcdConfig(s.dir, newEtcdLogger(klog.FromContext(ctx), s.end)))
 	if err != nil {
-		return fmt.Errorf("open its data in %s: %w", s.dir.etcd, err)
+		return err
 	}
 	s.onStop(closeEtcd, closer(e.Close))
 	go func() {
@@ -30,12 +37,59 @@ func (s *Server) startEtcd(ctx context.Context) error {
 	}()
 	select {
 	case <-e.Server.ReadyNotify():
-		return nil
+		return s.dir.finishEtcd()
 	case <-s.ended:
 		return s.cause
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// openEtcd returns what etcd has to say of damaged data as an error, also when it says it with a panic.
+func openEtcd(cfg *embed.Config) (e *embed.Etcd, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+		if err != nil {
+			err = fmt.Errorf("open its data in %s: %w; if it is damaged, restore the directory from a backup, or move it away to begin with an empty one", cfg.Dir, err)
+		}
+	}()
+	return embed.StartEtcd(cfg)
+}
+
+// beginEtcd makes etcd's first start one that can be killed. etcd itself cannot: between making its log and writing the
+// first entry, which says that it is its own only member, it leaves data with which it waits for ever to be elected. So a
+// mark is there from before its directory exists until it is ready for the first time, and data with the mark is discarded.
+// It holds nothing: the API has not been open yet.
+func (l layout) beginEtcd() error {
+	if exists, err := exists(l.unfinished); err != nil {
+		return err
+	} else if exists {
+		if err := os.RemoveAll(l.etcd); err != nil {
+			return fmt.Errorf("discard what an interrupted first start left: %w", err)
+		}
+	}
+	if exists, err := exists(l.etcd); exists || err != nil {
+		return err
+	}
+	return durable.WriteFile(l.unfinished, nil, 0o600)
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// finishEtcd declares etcd's data good; it was already, if this is not the first start.
+func (l layout) finishEtcd() error {
+	if err := os.Remove(l.unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.SyncDir(l.private)
 }
 
 // closer makes a blocking function one that ctx can cut short. A second call waits for the first call's end.

@@ -177,57 +177,6 @@ func TestSecondProcess(t *testing.T) {
 	mustContain(t, err.Error(), dir, "process "+strconv.Itoa(holder.Process.Pid))
 }
 
-// writeForEver prints the name of each object when the API has acknowledged it.
-func writeForEver(ctx context.Context, dir string) error {
-	s, err := serveAsMain(ctx, dir)
-	if err != nil {
-		return err
-	}
-	c, err := store.NewClient(s.RESTConfig())
-	if err != nil {
-		return err
-	}
-	for n := 0; ; n++ {
-		name := fmt.Sprintf("p%d-%d", os.Getpid(), n)
-		if _, err := c.Images.Create(ctx, image(name), metav1.CreateOptions{}); err != nil {
-			return err
-		}
-		fmt.Println(name)
-	}
-}
-
-func TestKill(t *testing.T) {
-	dir := tempDir(t)
-	acknowledged := map[string]bool{}
-	for round := range 4 {
-		c := mustSpawn(t, "write", dir)
-		for n := 0; n < 10+round && c.lines.Scan(); n++ {
-			acknowledged[c.lines.Text()] = true
-		}
-		if err := c.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		for c.lines.Scan() { // written before the kill, read after it
-			acknowledged[c.lines.Text()] = true
-		}
-		_ = c.Wait()
-		if len(acknowledged) < 10*(round+1) {
-			t.Fatalf("round %d: the child wrote too little: %s", round, c.stderr.String())
-		}
-	}
-	s := mustServe(t, embedded.Options{Dir: dir})
-	list, err := mustClient(t, s.RESTConfig()).Images.List(testContext(t), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, i := range list.Items {
-		delete(acknowledged, i.Name)
-	}
-	if len(acknowledged) != 0 {
-		t.Errorf("acknowledged and lost: %v", acknowledged)
-	}
-}
-
 // startAndStop is a normal run of the program, with a client and a watch.
 func startAndStop(ctx context.Context, dir string) error {
 	s, err := serveAsMain(ctx, dir)
