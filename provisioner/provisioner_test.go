@@ -33,7 +33,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	disktest.NeedRoot(t)
 	d := disktest.MustPool(t, nodetest.PoolBytes)
-	w := &world{engine: reflink.New(d.Layout(), reflink.Options{})}
+	w := &world{engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})}
 	engines := provisioner.Engines{d.UUID(): w.engine}
 	w.Machine = nodetest.MustStart(t, d)
 	w.Stop()

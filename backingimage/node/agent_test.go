@@ -190,6 +190,28 @@ func TestTwoDisksWithOneUUIDAreRefused(t *testing.T) {
 	}
 }
 
+func TestAnotherDiskAtAKnownPathIsRefused(t *testing.T) {
+	disktest.NeedRoot(t)
+	d := disktest.MustPool(t, nodetest.PoolBytes)
+	m := nodetest.MustStart(t, d)
+	m.Stop()
+	client, err := store.NewClient(m.API)
+	must(t, err)
+	must(t, client.Disks.Delete(context.Background(), d.UUID(), metav1.DeleteOptions{}))
+	_, err = client.Disks.Create(context.Background(), &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: "before"}, Spec: v1alpha1.DiskSpec{NodeName: nodetest.NodeName, Path: d.Path()}}, metav1.CreateOptions{})
+	must(t, err)
+	s, err := store.New(m.API, store.Options{})
+	must(t, err)
+	a, err := node.New(nodetest.NodeName, s, m.Disks, node.Options{})
+	must(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
+	defer cancel()
+	go func() { _ = s.Run(ctx) }()
+	if err := a.Run(ctx); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "disk before is registered there") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {

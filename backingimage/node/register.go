@@ -22,6 +22,9 @@ func (a *Agent) register(ctx context.Context) error {
 		return fmt.Errorf("register node %s: %w", a.name, err)
 	}
 	for uuid, d := range a.disks {
+		if err := a.sameDisk(d); err != nil {
+			return err
+		}
 		object := &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: uuid}, Spec: v1alpha1.DiskSpec{Type: "reflink", NodeName: a.name, Path: d.Path()}}
 		if err := ensure(ctx, a.store.Disks, object); err != nil {
 			return fmt.Errorf("register disk %s: %w", d.Path(), err)
@@ -32,6 +35,18 @@ func (a *Agent) register(ctx context.Context) error {
 		}
 	}
 	return a.heartbeat(ctx)
+}
+
+// sameDisk refuses a disk at whose path another one is registered: a partition that was not mounted would else be taken
+// for a new, empty disk.
+func (a *Agent) sameDisk(d *disk.Disk) error {
+	for _, other := range a.store.Disks.List() {
+		if other.Spec.NodeName == a.name && other.Spec.Path == d.Path() && other.Name != d.UUID() {
+			return backingimage.Errorf(backingimage.Precondition, "disk %s is %s, but disk %s is registered there; mount what belongs there, or, if this is a new disk, delete the old one: kubectl delete disks.plinth.dev %s",
+				d.Path(), d.UUID(), other.Name, other.Name)
+		}
+	}
+	return nil
 }
 
 // ensure creates an object unless it exists.

@@ -106,7 +106,7 @@ func join(cfg standaloneConfig, api *rest.Config, disks []*disk.Disk) (*parts, e
 	}
 	engines := provisioner.Engines{}
 	for _, d := range disks {
-		engines[d.UUID()] = reflink.New(d.Layout(), reflink.Options{})
+		engines[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
 	}
 	p := &parts{store: s, agent: agent, images: controller.NewImages(s), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
