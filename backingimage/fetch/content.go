@@ -15,7 +15,6 @@ import (
 
 // content makes the content of the downloaded file, complete and synced, and returns its manifest.
 func (d *download) content(ctx context.Context) (*manifest.Manifest, error) {
-	defer d.close()
 	if d.info.Format == format.QCOW2 {
 		return d.convert(ctx)
 	}
@@ -28,7 +27,7 @@ func (d *download) content(ctx context.Context) (*manifest.Manifest, error) {
 
 // convert turns the qcow2 file into raw content.
 func (d *download) convert(ctx context.Context) (*manifest.Manifest, error) {
-	qcow2, err := format.Open(d.file, d.stream.bytes, d.job.Limits)
+	qcow2, err := format.Open(readOnce{d.file}, d.stream.bytes, d.job.Limits)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +51,16 @@ func (d *download) convert(ctx context.Context) (*manifest.Manifest, error) {
 	}
 	d.meter.at(bytes)
 	return d.digests.Manifest(bytes), nil
+}
+
+// readOnce is a file whose every byte is read once. What was read is dropped from memory, where the content that is made
+// of it then finds room at once.
+type readOnce struct{ *os.File }
+
+func (f readOnce) ReadAt(p []byte, offset int64) (int, error) {
+	n, err := f.File.ReadAt(p, offset)
+	dropCache(f.File, offset, int64(n))
+	return n, err
 }
 
 // settle gives a finished content its size and puts it on disk.

@@ -130,6 +130,7 @@ func run(ctx context.Context, job *Job, report func(Progress)) (Result, error) {
 	}
 	started := job.Clock.Now()
 	d := newDownload(job, want, newMeter(job.Clock, report))
+	defer d.release()
 	if err := d.run(ctx); err != nil {
 		return Result{}, err
 	}

@@ -16,6 +16,7 @@ import (
 type contentFile struct {
 	file    *os.File
 	digests *manifest.Builder
+	written atomic.Int64 // bytes
 
 	// origin is the file that extents are in. Where the filesystem can, they are shared with it instead of written,
 	// which costs neither time nor room.
@@ -118,6 +119,21 @@ func (c *contentFile) write(p []byte, at int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	_, err := c.file.WriteAt(p, at)
-	return err
+	if _, err := c.file.WriteAt(p, at); err != nil {
+		return err
+	}
+	if after := c.written.Add(int64(len(p))); after/flushBytes != (after-int64(len(p)))/flushBytes {
+		beginFlush(c.file)
+	}
+	return nil
+}
+
+// flushBytes is how much is written before the disk is told to begin with it. It works while we compute, and the sync in
+// the end finds little left to do.
+const flushBytes = 32 << 20
+
+// beginFlush makes the kernel start to write what is dirty, without waiting for it. It is a wish: the sync in the end is
+// what counts.
+func beginFlush(f *os.File) {
+	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 }

@@ -24,7 +24,7 @@ type deflate struct {
 }
 
 var (
-	errDeflate = errors.New("the data is not valid")
+	errInvalid = errors.New("the data is not valid")
 	errShort   = errors.New("the data ends too early")
 )
 
@@ -47,7 +47,7 @@ func (d *deflate) decode(out, input []byte) error {
 				at, err = d.block(out, at)
 			}
 		default:
-			err = errDeflate
+			err = errInvalid
 		}
 		if err != nil {
 			return err
@@ -92,7 +92,7 @@ func (d *deflate) stored(out []byte, at int) (int, error) {
 	d.refill()
 	length, check := d.take(16), d.take(16)
 	if length != ^check&0xffff {
-		return at, errDeflate
+		return at, errInvalid
 	}
 	if d.count < d.phantom {
 		return at, errShort
@@ -126,12 +126,12 @@ func (d *deflate) block(out []byte, at int) (int, error) {
 			if e>>payload == endOfBlock && d.count >= d.phantom {
 				return at, nil
 			}
-			return at, errDeflate
+			return at, errInvalid
 		}
 		length := int(e>>payload) + int(d.take(uint(e>>extraShift&extraBits)))
 		distance, err := d.distance()
 		if err != nil || distance > at {
-			return at, errDeflate
+			return at, errInvalid
 		}
 		at = repeat(out, at, distance, length)
 		if d.count < d.phantom {
@@ -212,7 +212,7 @@ func (d *deflate) distance() (int, error) {
 		e = d.distances.entries[uint64(e>>payload)+d.bits>>distanceBits&(1<<distanceRest-1)]
 	}
 	if e&isSpecial != 0 {
-		return 0, errDeflate
+		return 0, errInvalid
 	}
 	d.take(uint(e & codeBits))
 	return int(e>>payload) + int(d.take(uint(e>>extraShift&extraBits))), nil

@@ -174,7 +174,7 @@ func (d *deflate) dynamicTables() error {
 	d.refill()
 	literals, distances, orders := int(d.take(5))+257, int(d.take(5))+1, int(d.take(4))+4
 	if literals > 286 || distances > 30 {
-		return errDeflate
+		return errInvalid
 	}
 	var order [19]uint8
 	for i := range orders {
@@ -182,7 +182,7 @@ func (d *deflate) dynamicTables() error {
 		order[codeOrder[i]] = uint8(d.take(3))
 	}
 	if !d.literals.build(order[:], orderBits, orderSymbols[:]) {
-		return errDeflate
+		return errInvalid
 	}
 	if err := d.codeLengths(d.lengths[:literals+distances]); err != nil {
 		return err
@@ -191,7 +191,7 @@ func (d *deflate) dynamicTables() error {
 		d.literals.build(d.lengths[:literals], literalBits, literalSymbols[:]) &&
 		d.distances.build(d.lengths[literals:literals+distances], distanceBits, distanceSymbols[:])
 	if !complete {
-		return errDeflate
+		return errInvalid
 	}
 	return nil
 }
@@ -202,7 +202,7 @@ func (d *deflate) codeLengths(lengths []uint8) error {
 		d.refill()
 		e := d.literals.entries[d.bits&(1<<orderBits-1)]
 		if e&isSpecial != 0 {
-			return errDeflate
+			return errInvalid
 		}
 		d.take(uint(e & codeBits))
 		symbol := uint8(e >> payload)
@@ -215,7 +215,7 @@ func (d *deflate) codeLengths(lengths []uint8) error {
 		switch symbol {
 		case 16:
 			if i == 0 {
-				return errDeflate
+				return errInvalid
 			}
 			value, times = lengths[i-1], 3+int(d.take(2))
 		case 17:
@@ -224,7 +224,7 @@ func (d *deflate) codeLengths(lengths []uint8) error {
 			times = 11 + int(d.take(7))
 		}
 		if times > len(lengths)-i {
-			return errDeflate
+			return errInvalid
 		}
 		for range times {
 			lengths[i] = value
