@@ -24,7 +24,8 @@ type mkfs struct {
 
 var mkfsOf = map[string]mkfs{
 	Ext4: {program: "mkfs.ext4", defaults: []string{"-q", "-F", "-m", "0"}, valued: "bCEgGiIJLmMNOorTUe", plain: "cjKqv"},
-	XFS:  {program: "mkfs.xfs", defaults: []string{"-q", "-f"}, valued: "bdilmnsL", plain: "Kqf"},
+	// Sectors of 4096 mount on devices of either sector; those of 512 would keep a later clone of the volume from direct I/O.
+	XFS: {program: "mkfs.xfs", defaults: []string{"-q", "-f", "-s", "size=4096"}, valued: "bdilmnsL", plain: "Kqf"},
 }
 
 // refusedSuboptions of mkfs name files or devices of the host.

@@ -62,8 +62,8 @@ type From struct {
 // AttachOptions of a block device.
 type AttachOptions struct {
 	ReadOnly bool
-	// SectorBytes is the device's logical sector: 512 (the default, what partition tables in images are written
-	// for) or 4096.
+	// SectorBytes is the device's logical sector: 512, what partition tables in images are written for, or 4096. 0 leaves
+	// it to the engine, which takes 512 unless the content is known to bear 4096.
 	SectorBytes int
 	// Partitions asks the kernel to scan the partition table; partition n is then device + "p" + n.
 	Partitions bool

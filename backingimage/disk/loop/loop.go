@@ -11,8 +11,9 @@
 //     flush of the disk. Where the filesystem below refuses, the device is buffered and the log says so.
 //   - Sectors of 512 bytes unless asked otherwise. Partition tables inside images count in sectors of the disk they were
 //     made on, and that is 512 for practically every published image; a device with 4096 would show another
-//     table, or none. 4096 is for volumes whose content was made for it. Direct I/O needs sectors no smaller than those of the
-//     filesystem below: on a disk of native 4096-byte sectors, devices with 512 are buffered.
+//     table, or none. 4096 is for volumes whose content was made for it. Direct I/O needs sectors no smaller than what the
+//     filesystem below takes: on a disk of native 4096-byte sectors, and on an XFS for a file that shares extents with
+//     another, devices with 512 are buffered.
 //   - No autoclear: a device outlives the process that made it, because a volume in use must survive our restart.
 //   - Partitions are found by the kernel where it can, and by us where it was built without parsers for their tables.
 //   - Discard needs no asking: the driver offers it when the filesystem below can punch holes.

@@ -45,6 +45,11 @@ func (e *Engine) Attach(ctx context.Context, id string, o engine.AttachOptions) 
 	if _, err := e.read(id); err != nil {
 		return "", err
 	}
+	if o.SectorBytes == 0 && !o.Partitions {
+		if o.SectorBytes, err = sectorBytes(e.file(id)); err != nil {
+			return "", fmt.Errorf("attach volume %s: %w", id, err)
+		}
+	}
 	device, err := loop.Attach(ctx, e.file(id), loop.Options{ReadOnly: o.ReadOnly, SectorBytes: o.SectorBytes, Partitions: o.Partitions})
 	if err != nil {
 		return "", fmt.Errorf("attach volume %s: %w", id, err)
