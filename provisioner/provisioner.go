@@ -212,8 +212,8 @@ func (p *Provisioner) Get(ctx context.Context, id string) (*v1alpha1.Volume, err
 }
 
 // List implements Controller.
-func (p *Provisioner) List(context.Context) ([]*v1alpha1.Volume, error) {
-	return p.store.Volumes.List(), nil
+func (p *Provisioner) List(ctx context.Context) ([]*v1alpha1.Volume, error) {
+	return p.store.Volumes.LiveList(ctx)
 }
 
 // failure is the error that a failed volume stands for.

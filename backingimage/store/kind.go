@@ -8,6 +8,7 @@ import (
 
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -31,15 +32,17 @@ type writer[T Object] interface {
 type Kind[T Object] struct {
 	name     string
 	client   writer[T]
+	list     func(context.Context, metav1.ListOptions) (runtime.Object, error)
 	informer cache.SharedIndexInformer
 }
 
 func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string) *Kind[T] {
+	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		o.FieldSelector = fieldSelector
+		return client.List(ctx, o)
+	}
 	lw := plainLists{&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = fieldSelector
-			return client.List(ctx, o)
-		},
+		ListWithContextFunc: list,
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = fieldSelector
 			return client.Watch(ctx, o)
@@ -48,6 +51,7 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 	return &Kind[T]{
 		name:     name,
 		client:   client,
+		list:     list,
 		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{}),
 	}
 }
@@ -106,6 +110,18 @@ func (k *Kind[T]) OnChange(fn func(obj T)) (stop func()) {
 func (k *Kind[T]) Live(ctx context.Context, name string) (T, error) {
 	obj, err := k.client.Get(ctx, name, metav1.GetOptions{})
 	return obj, k.classify("get", name, err)
+}
+
+// LiveList returns all objects from the API server, sorted by name: what was written before the call is in it.
+func (k *Kind[T]) LiveList(ctx context.Context) ([]T, error) {
+	list, err := k.list(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, Classify("list", k.name, "", err)
+	}
+	var all []T
+	err = meta.EachListItem(list, func(o runtime.Object) error { all = append(all, o.(T)); return nil })
+	sort.Slice(all, func(i, j int) bool { return all[i].GetName() < all[j].GetName() })
+	return all, err
 }
 
 // Create writes a new object. Conflict when one of that name exists; Invalid when the API server refuses it.
