@@ -134,6 +134,9 @@ func etcdConfig(dir layout, logger etcdLogger) *embed.Config {
 	// Compaction frees pages for reuse, but the file keeps its size; a start with this much to gain rewrites it.
 	cfg.BootstrapDefragThresholdMegabytes = 64
 
+	// The library leaves this at zero, which describes every request in a warning.
+	cfg.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+
 	// An election among one needs no patience: this is most of what a start costs.
 	cfg.TickMs = 50
 	cfg.ElectionMs = 250

@@ -131,7 +131,7 @@ func mustSpawn(t testing.TB, role, dir string) *child {
 
 // serveAsMain starts a server as the program does.
 func serveAsMain(ctx context.Context, dir string) (*embedded.Server, error) {
-	klog.SetLogger(embedded.Quiet(textlogger.NewLogger(textlogger.NewConfig())))
+	klog.SetLoggerWithOptions(embedded.Quiet(textlogger.NewLogger(textlogger.NewConfig())), klog.ContextualLogger(true))
 	s, err := embedded.New(embedded.Options{Dir: dir, CRDs: deploy.CRDs})
 	if err != nil {
 		return nil, err

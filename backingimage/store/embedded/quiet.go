@@ -16,7 +16,8 @@ var chatty = []string{
 }
 
 // Quiet returns a logger that leaves out what the API server says when nothing is wrong. Errors, messages of other
-// packages and messages above V(0) pass. Give it to klog.SetLogger in a process that starts a Server.
+// packages and messages above V(0) pass. A process that starts a Server gives it to klog.SetLoggerWithOptions, with
+// klog.ContextualLogger(true).
 func Quiet(logger klog.Logger) klog.Logger {
 	return logger.WithSink(quietSink{deeper(logger.GetSink(), 1)}) // quietSink's own frame
 }
