@@ -19,7 +19,7 @@ import (
 type Attacher struct {
 	name    string
 	store   *store.Store
-	engines Engines
+	engines *Engines
 	clock   clock.PassiveClock
 	waited  func(seconds float64) // observes how long Attach waited
 }
@@ -27,7 +27,7 @@ type Attacher struct {
 var _ Node = (*Attacher)(nil)
 
 // NewAttacher makes the Node named name. waited may be nil.
-func NewAttacher(name string, s *store.Store, engines Engines, c clock.PassiveClock, waited func(seconds float64)) *Attacher {
+func NewAttacher(name string, s *store.Store, engines *Engines, c clock.PassiveClock, waited func(seconds float64)) *Attacher {
 	if waited == nil {
 		waited = func(float64) {}
 	}
@@ -48,6 +48,7 @@ func (a *Attacher) Attach(ctx context.Context, id string) (Attached, error) {
 		return Attached{}, err
 	}
 	a.waited(a.clock.Since(began).Seconds())
+	defer a.engines.lock(id)()
 	device, err := e.Attach(ctx, id, engine.AttachOptions{Partitions: v.Spec.Partition > 0})
 	if err != nil {
 		return Attached{}, fmt.Errorf("attach volume %s: %w", id, err)
@@ -130,7 +131,8 @@ func orElse(s, otherwise string) string {
 
 // Detach implements Node.
 func (a *Attacher) Detach(ctx context.Context, id string) error {
-	for disk, e := range a.engines {
+	defer a.engines.lock(id)()
+	for disk, e := range a.engines.byDisk {
 		if err := e.Detach(ctx, id); err != nil {
 			return fmt.Errorf("detach volume %s from disk %s: %w", id, disk, err)
 		}
@@ -138,9 +140,9 @@ func (a *Attacher) Detach(ctx context.Context, id string) error {
 	return ignoreNotFound(a.record(ctx, id, ""))
 }
 
-// record writes the device into the volume's status.
+// record writes the device into the volume's status. Delete relies on it.
 func (a *Attacher) record(ctx context.Context, id, device string) error {
-	_, err := a.store.Volumes.ModifyStatus(ctx, id, func(v *v1alpha1.Volume) { v.Status.Device = device })
+	_, err := a.store.Volumes.ModifyLiveStatus(ctx, id, func(v *v1alpha1.Volume) { v.Status.Device = device })
 	return err
 }
 
@@ -194,7 +196,7 @@ func (a *Attacher) find(ctx context.Context, id string) (*v1alpha1.Volume, engin
 			return nil, nil, err
 		}
 	}
-	e, mine := a.engines[v.Spec.DiskUUID]
+	e, mine := a.engines.of(v.Spec.DiskUUID)
 	if !mine {
 		return nil, nil, backingimage.Errorf(backingimage.Precondition, "volume %s is on disk %s of node %s, this is node %s", id, v.Spec.DiskUUID, v.Spec.NodeName, a.name)
 	}

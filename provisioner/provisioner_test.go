@@ -34,7 +34,7 @@ func newWorld(t *testing.T) *world {
 	disktest.NeedRoot(t)
 	d := disktest.MustPool(t, nodetest.PoolBytes)
 	w := &world{engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})}
-	engines := provisioner.Engines{d.UUID(): w.engine}
+	engines := provisioner.NewEngines(map[string]engine.Engine{d.UUID(): w.engine})
 	w.Machine = nodetest.MustStart(t, d)
 	w.Stop()
 	w.More = func(s *store.Store) []nodetest.Part {

@@ -15,19 +15,16 @@ import (
 	"plinth.dev/plinth/provisioner/engine"
 )
 
-// Engines are the engines of one node's disks, by disk UUID.
-type Engines map[string]engine.Engine
-
 // VolumeLoop makes on a node's disks the volumes that the Volume objects describe: it clones or creates when what they
 // start from is there, grows, deletes, and reports what it found. It never deletes a volume that has no object.
 type VolumeLoop struct {
 	store   *store.Store
-	engines Engines
+	engines *Engines
 	loop    *reconcile.Loop
 }
 
 // NewVolumeLoop makes the loop; it starts nothing.
-func NewVolumeLoop(s *store.Store, engines Engines) *VolumeLoop {
+func NewVolumeLoop(s *store.Store, engines *Engines) *VolumeLoop {
 	l := &VolumeLoop{store: s, engines: engines}
 	l.loop = reconcile.New("volumes", l, reconcile.Options{})
 	return l
@@ -60,7 +57,7 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	if !ok {
 		return 0, nil
 	}
-	e, mine := l.engines[v.Spec.DiskUUID]
+	e, mine := l.engines.of(v.Spec.DiskUUID)
 	if !mine {
 		return 0, nil
 	}
@@ -74,11 +71,9 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 		}
 	}
 	if err == nil && info.Bytes < v.Spec.CapacityBytes {
-		if err = e.Resize(ctx, name, v.Spec.CapacityBytes); err == nil {
-			info, err = e.Stat(ctx, name)
-		}
+		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
 	}
-	return l.report(ctx, v, info, err)
+	return l.report(ctx, e, v, err)
 }
 
 // make creates the volume's file from what it starts from.
@@ -148,8 +143,13 @@ func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 // inUseRetry is how often a volume that is to be deleted and still held open is tried again.
 const inUseRetry = 5 * time.Second
 
-// report writes what was found. Waiting is not an error: the copy's change brings us back.
-func (l *VolumeLoop) report(ctx context.Context, v *v1alpha1.Volume, info engine.Info, err error) (time.Duration, error) {
+// report writes what is found now, or what went wrong. Waiting is not an error: the copy's change brings us back.
+func (l *VolumeLoop) report(ctx context.Context, e engine.Engine, v *v1alpha1.Volume, err error) (time.Duration, error) {
+	defer l.engines.lock(v.Name)()
+	var info engine.Info
+	if err == nil {
+		info, err = e.Stat(ctx, v.Name)
+	}
 	_, werr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
 		s := &now.Status
 		s.ObservedGeneration = v.Generation

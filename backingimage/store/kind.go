@@ -150,17 +150,35 @@ func (k *Kind[T]) ModifyStatus(ctx context.Context, name string, change func(T))
 	return k.modify(ctx, name, change, k.client.UpdateStatus)
 }
 
+// ModifyLiveStatus is ModifyStatus for a caller whose next step relies on it: that nothing has to be written is decided by
+// the API server's object and not by a cached one, which may be behind.
+func (k *Kind[T]) ModifyLiveStatus(ctx context.Context, name string, change func(T)) (T, error) {
+	obj, err := k.Live(ctx, name)
+	if err != nil {
+		return obj, err
+	}
+	return k.modifyFrom(ctx, obj, change, k.client.UpdateStatus)
+}
+
 // modify begins with the cached object, so that the usual write costs one request, and goes on with the live one
 // when that turns out to be stale.
-func (k *Kind[T]) modify(ctx context.Context, name string, change func(T), write func(context.Context, T, metav1.UpdateOptions) (T, error)) (T, error) {
+func (k *Kind[T]) modify(ctx context.Context, name string, change func(T), write update[T]) (T, error) {
 	obj, cached := k.Get(name)
-	for {
-		if !cached {
-			var err error
-			if obj, err = k.Live(ctx, name); err != nil {
-				return obj, err
-			}
+	if !cached {
+		var err error
+		if obj, err = k.Live(ctx, name); err != nil {
+			return obj, err
 		}
+	}
+	return k.modifyFrom(ctx, obj, change, write)
+}
+
+// update is a client's Update or UpdateStatus.
+type update[T Object] func(context.Context, T, metav1.UpdateOptions) (T, error)
+
+func (k *Kind[T]) modifyFrom(ctx context.Context, obj T, change func(T), write update[T]) (T, error) {
+	name := obj.GetName()
+	for {
 		changed := obj.DeepCopyObject().(T)
 		change(changed)
 		if apiequality.Semantic.DeepEqual(obj, changed) {
@@ -171,9 +189,11 @@ func (k *Kind[T]) modify(ctx context.Context, name string, change func(T), write
 			return written, nil
 		}
 		if !apierrors.IsConflict(err) {
-			return obj, k.classify("update", name, err)
+			return obj, Classify("update", k.name, name, err)
 		}
-		cached = false
+		if obj, err = k.Live(ctx, name); err != nil {
+			return obj, err
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"plinth.dev/plinth/csi"
 	"plinth.dev/plinth/deploy"
 	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/engine"
 	"plinth.dev/plinth/provisioner/engine/reflink"
 )
 
@@ -104,10 +105,11 @@ func join(cfg standaloneConfig, api *rest.Config, disks []*disk.Disk) (*parts, e
 	if err != nil {
 		return nil, err
 	}
-	engines := provisioner.Engines{}
+	byDisk := map[string]engine.Engine{}
 	for _, d := range disks {
-		engines[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
+		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
 	}
+	engines := provisioner.NewEngines(byDisk)
 	p := &parts{store: s, agent: agent, images: controller.NewImages(s), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.csiEndpoint, Version: version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
