@@ -11,7 +11,8 @@ export GOFLAGS     := $(strip $(GOFLAGS) -trimpath)
 GO         ?= go
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT     ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-LDFLAGS    := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+PROGRAM    := plinth.dev/plinth/cmd/internal/program
+LDFLAGS    := -s -w -X $(PROGRAM).Version=$(VERSION) -X $(PROGRAM).Commit=$(COMMIT)
 STATICCHECK    := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.21.0
 
@@ -33,8 +34,8 @@ demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a tempo
 	@$(GO) run ./test/demo -plinth bin/plinth
 
 .PHONY: build
-build: ## Build the static binary bin/plinth
-	$(GO) build -ldflags '$(LDFLAGS)' -o bin/plinth ./cmd/plinth
+build: ## Build the static binaries bin/plinth and bin/plinth-standalone
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/plinth ./cmd/plinth-standalone
 
 .PHONY: test
 test: deps ## Run every test; without root, say what is left out

@@ -15,6 +15,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // imageRequest is what the flags of `image create` ask for.
@@ -34,7 +35,7 @@ func newImageCreateCommand(c *cli) *cobra.Command {
 		Long: "Create asks for an image: the download begins at once, whether you wait for it or not. QCOW2 and RAW files are taken.\n" +
 			"An image that exists already and is the same is left as it is, so the command can be repeated.",
 		Example: "  plinth image create fedora-42 --url https://example.org/fedora-42.qcow2 --checksum sha256:… --wait",
-		Args:    exactly("NAME"),
+		Args:    program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.name = args[0]
 			return c.createImage(cmd.Context(), r)

@@ -13,6 +13,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 func newImageRmCommand(c *cli) *cobra.Command {
@@ -24,7 +25,7 @@ func newImageRmCommand(c *cli) *cobra.Command {
 		Short:   "Delete images and their copies",
 		Long: "Rm deletes images and their copies. Volumes that were made from an image keep their data and go on working;\n" +
 			"while a volume still waits for its data, its image is not deleted.",
-		Args:              atLeastOne("NAME"),
+		Args:              program.AtLeastOne("NAME"),
 		ValidArgsFunction: images.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()

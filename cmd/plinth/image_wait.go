@@ -10,6 +10,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // defaultImageTimeout is how long a download may take before a person wants the prompt back.
@@ -22,7 +23,7 @@ func newImageWaitCommand(c *cli) *cobra.Command {
 		Short: "Wait until an image is ready",
 		Long: "Wait shows the progress and returns when a copy of the image is ready. When the image has failed and trying again\n" +
 			"cannot help, it ends with the reason and its exit code (see plinth help exit-codes).",
-		Args:              exactly("NAME"),
+		Args:              program.Exactly("NAME"),
 		ValidArgsFunction: images.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
@@ -90,7 +91,7 @@ func summarizeCopies(image *v1alpha1.BackingImage, of []*v1alpha1.BackingImageCo
 	}
 	p.virtualBytes = max(p.virtualBytes, image.Status.VirtualSize)
 	if best != nil && best.Final() {
-		p.failure = backingimage.Errorf(kindNamed(best.Status.Reason), "image %s failed: %s", image.Name, best.Status.Message)
+		p.failure = backingimage.Errorf(program.KindNamed(best.Status.Reason), "image %s failed: %s", image.Name, best.Status.Message)
 	}
 	return p
 }

@@ -5,50 +5,32 @@
 // other client would; volumes are made, mounted and removed through the CSI socket, as an orchestrator would. So whatever
 // works here works under Kubernetes, Nomad or Docker Swarm, and nothing is provisioned behind CSI's back.
 //
-// main parses; run wires; exit.go has the one table of exit codes; output.go is the one place of -o.
+// main parses; output.go is the one place of -o; the table of exit codes is in cmd/internal/program. Standalone, which links the
+// API server, is a binary of its own, so that no other command pays for that at every start.
 package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 func main() {
-	ctx := interruptible()
+	ctx := program.Interruptible()
 	code := run(ctx, os.Stdout, os.Stderr, os.Args[1:]...)
 	klog.Flush()
 	os.Exit(code)
 }
 
-// run executes one command line and returns its exit code. An error is printed once, on stderr, without the usage.
+// run executes one command line and returns its exit code.
 func run(ctx context.Context, stdout, stderr io.Writer, args ...string) int {
 	root := newRootCommand(&cli{out: stdout, err: stderr, clock: clock.RealClock{}})
-	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
-	if err != nil {
-		fmt.Fprintf(stderr, "plinth: %s\n", errorText(ctx, err))
-	}
-	return exitCode(ctx, err)
-}
-
-// interruptible returns a context that the first SIGINT or SIGTERM ends; the second ends the process at once.
-func interruptible() context.Context {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		cancel(fmt.Errorf("%w: %s", errInterrupted, <-signals))
-		<-signals
-		os.Exit(exitInterrupted)
-	}()
-	return ctx
+	return program.Run(ctx, root, args)
 }

@@ -16,6 +16,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // noun is a kind of object as the CLI shows it; ls, show and the completion of names come from it.
@@ -35,7 +36,7 @@ func (n *noun[T, L]) lsCommand(c *cli) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List " + n.many,
-		Args:    exactly(),
+		Args:    program.Exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.client()
 			if err != nil {
@@ -75,7 +76,7 @@ func (n *noun[T, L]) showCommand(c *cli) *cobra.Command {
 		Use:               "show NAME",
 		Aliases:           []string{"get", "describe"},
 		Short:             "Show everything about " + n.indefinite(),
-		Args:              exactly("NAME"),
+		Args:              program.Exactly("NAME"),
 		ValidArgsFunction: n.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()

@@ -6,12 +6,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
-)
 
-// Set by the linker; see the Makefile.
-var (
-	version = "dev"
-	commit  = ""
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 type versionInfo struct {
@@ -22,7 +18,7 @@ type versionInfo struct {
 }
 
 func currentVersion() versionInfo {
-	v := versionInfo{Version: version, Commit: commit, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	v := versionInfo{Version: program.Version, Commit: program.Commit, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok && v.Commit == "" {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
@@ -41,7 +37,7 @@ func newVersionCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  exactly(),
+		Args:  program.Exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			v := currentVersion()
 			return o.print(c.out, v, []string{v.Version}, func() error {

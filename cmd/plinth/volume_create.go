@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // volumeRequest is what the flags of `volume create` ask for.
@@ -27,7 +28,7 @@ func newVolumeCreateCommand(c *cli) *cobra.Command {
 		Example: "  plinth volume create web-1 --image fedora-42 --size 20Gi\n" +
 			"  plinth volume create web-1 --storage-class deploy/examples/storageclass.yaml\n" +
 			"  plinth volume create scratch --size 10Gi --fs-type xfs",
-		Args: exactly("NAME"),
+		Args: program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.name = args[0]
 			return c.createVolume(cmd.Context(), r)

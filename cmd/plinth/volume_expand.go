@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 func newVolumeExpandCommand(c *cli) *cobra.Command {
@@ -17,7 +18,7 @@ func newVolumeExpandCommand(c *cli) *cobra.Command {
 		Use:               "expand NAME --size SIZE",
 		Short:             "Grow a volume, and its filesystem when it is mounted here",
 		Long:              "Expand grows the volume. A filesystem grows with it at once when it is mounted here with plinth volume mount, else at the next mount.",
-		Args:              exactly("NAME"),
+		Args:              program.Exactly("NAME"),
 		ValidArgsFunction: volumes.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.expandVolume(cmd.Context(), args[0], size, staging)

@@ -16,6 +16,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // stageDeadline bounds one NodeStageVolume call, as an orchestrator's deadline does; the call is repeated until the
@@ -38,7 +39,7 @@ func newVolumeMountCommand(c *cli) *cobra.Command {
 		Long: "Mount stages and publishes the volume on this machine through the CSI socket, as an orchestrator does for a container,\n" +
 			"and shows the progress while the volume's image is still being fetched. PATH is made when it does not exist.\n" +
 			"With --block PATH becomes the block device. The same command again changes nothing.",
-		Args:              exactly("NAME", "PATH"),
+		Args:              program.Exactly("NAME", "PATH"),
 		ValidArgsFunction: volumes.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.name, r.path = args[0], args[1]

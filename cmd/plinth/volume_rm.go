@@ -9,6 +9,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 func newVolumeRmCommand(c *cli) *cobra.Command {
@@ -16,7 +17,7 @@ func newVolumeRmCommand(c *cli) *cobra.Command {
 		Use:               "rm NAME...",
 		Aliases:           []string{"delete"},
 		Short:             "Delete volumes and their data",
-		Args:              atLeastOne("NAME"),
+		Args:              program.AtLeastOne("NAME"),
 		ValidArgsFunction: volumes.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.removeVolumes(cmd.Context(), args)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 func newVolumeUnmountCommand(c *cli) *cobra.Command {
@@ -23,7 +24,7 @@ func newVolumeUnmountCommand(c *cli) *cobra.Command {
 		Short:   "Unmount a volume here",
 		Long: "Unmount with a path undoes that mount; with a volume's name, every mount of it on this machine.\n" +
 			"After its last mount the volume's block device is removed too. A volume that is not mounted is left as it is.",
-		Args:              exactly("NAME or PATH"),
+		Args:              program.Exactly("NAME or PATH"),
 		ValidArgsFunction: volumes.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.unmountVolume(cmd.Context(), args[0], staging)

@@ -53,7 +53,7 @@ func buildBinary() (string, error) {
 		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
 	path := filepath.Join(dir, "plinth")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "./cmd/plinth")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/plinth", "./cmd/plinth-standalone")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)

@@ -1,4 +1,7 @@
-package main
+// Package standalone joins the parts of a process that is everything on one machine: it is the only place where parts are
+// joined. It does not link the control plane, which is given to Run: the command's flags can so be told and checked by a
+// binary that does not carry it.
+package standalone
 
 import (
 	"context"
@@ -12,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
-	"k8s.io/klog/v2/textlogger"
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
@@ -20,9 +22,8 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
-	"plinth.dev/plinth/backingimage/store/embedded"
+	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/csi"
-	"plinth.dev/plinth/deploy"
 	"plinth.dev/plinth/provisioner"
 	"plinth.dev/plinth/provisioner/engine"
 	"plinth.dev/plinth/provisioner/engine/reflink"
@@ -31,11 +32,21 @@ import (
 // stopTimeout bounds a gentle stop.
 const stopTimeout = 20 * time.Second
 
-// runStandalone runs everything in this process until ctx ends or a part of it dies, and stops it in the opposite order:
-// requests first, then the loops and fetches, the disks, and last the API that all of them write to.
-func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (err error) {
-	klog.SetLogger(embedded.Quiet(textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(cfg.verbosity)))))
-	api, err := embedded.New(embedded.Options{Dir: cfg.dataDir, Listen: cfg.apiListen, CRDs: deploy.CRDs})
+// API is the control plane that the process brings along.
+type API interface {
+	// Start returns when the API answers.
+	Start(ctx context.Context) error
+	// Wait returns when a part of it died, with why.
+	Wait() error
+	Stop(ctx context.Context) error
+	RESTConfig() *rest.Config
+	Kubeconfig() string // the path of a file with which others reach it
+}
+
+// Run runs everything in this process until ctx ends or a part of it dies, and stops it in the opposite order: requests
+// first, then the loops and fetches, the disks, and last the API that all of them write to. newAPI makes the control plane.
+func Run(ctx context.Context, c Config, newAPI func(dataDir, listen string) (API, error), out io.Writer) (err error) {
+	api, err := newAPI(c.dataDir, c.apiListen)
 	if err != nil {
 		return err
 	}
@@ -43,7 +54,7 @@ func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, stopped(ctx, "control plane", api.Stop)) }()
-	disks, err := openDisks(ctx, cfg)
+	disks, err := openDisks(ctx, c)
 	defer func() {
 		for _, d := range disks {
 			err = errors.Join(err, stopped(ctx, "disk "+d.Path(), d.Close))
@@ -52,7 +63,7 @@ func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (er
 	if err != nil {
 		return err
 	}
-	parts, err := join(cfg, api.RESTConfig(), disks)
+	parts, err := join(c, api.RESTConfig(), disks)
 	if err != nil {
 		return err
 	}
@@ -61,7 +72,7 @@ func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (er
 	parts.run(ctx, group)
 	group.Go(func() error {
 		if parts.ready(ctx) == nil {
-			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", cfg.csiEndpoint, api.Kubeconfig(), api.Kubeconfig())
+			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", c.csiEndpoint, api.Kubeconfig(), api.Kubeconfig())
 		}
 		return nil
 	})
@@ -69,7 +80,7 @@ func runStandalone(ctx context.Context, cfg standaloneConfig, out io.Writer) (er
 }
 
 // openDisks opens the disks of this machine. What it opened it returns, also beside an error.
-func openDisks(ctx context.Context, cfg standaloneConfig) ([]*disk.Disk, error) {
+func openDisks(ctx context.Context, cfg Config) ([]*disk.Disk, error) {
 	var disks []*disk.Disk
 	for _, path := range cfg.disks {
 		d, err := disk.Open(ctx, path, disk.Options{PoolBytes: cfg.poolBytes})
@@ -92,7 +103,7 @@ type parts struct {
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
-func join(cfg standaloneConfig, api *rest.Config, disks []*disk.Disk) (*parts, error) {
+func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	s, err := store.New(api, store.Options{})
 	if err != nil {
 		return nil, err
@@ -112,7 +123,7 @@ func join(cfg standaloneConfig, api *rest.Config, disks []*disk.Disk) (*parts, e
 	engines := provisioner.NewEngines(byDisk)
 	p := &parts{store: s, agent: agent, images: controller.NewImages(s), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
-		Endpoint: cfg.csiEndpoint, Version: version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
+		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
 		Node:       provisioner.NewAttacher(cfg.nodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
 	})

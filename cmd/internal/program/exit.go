@@ -1,12 +1,8 @@
-package main
+package program
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
-
-	"github.com/spf13/cobra"
 
 	"plinth.dev/plinth/backingimage"
 )
@@ -26,11 +22,14 @@ const (
 	exitInterrupted = 130
 )
 
-// exitMeanings is what `plinth help exit-codes` and docs/reference/exit-codes.md say.
-var exitMeanings = []struct {
-	code    int
-	meaning string
-}{
+// Meaning is what one exit code says.
+type Meaning struct {
+	Code int
+	Text string
+}
+
+// Meanings is what `plinth help exit-codes` and docs/reference/exit-codes.md say.
+var Meanings = []Meaning{
 	{exitOK, "done"},
 	{exitInternal, "a fault of Plinth or of the machine; the message has what is known"},
 	{exitUsage, "the command line, a name, a size or a parameter can never work as written"},
@@ -47,14 +46,14 @@ var exitMeanings = []struct {
 // errInterrupted is the cause of a context that a signal ended.
 var errInterrupted = errors.New("interrupted")
 
-// exitCode is the one table from errors to exit codes.
-func exitCode(ctx context.Context, err error) int {
+// ExitCode is the one table from errors to exit codes.
+func ExitCode(ctx context.Context, err error) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.Is(context.Cause(ctx), errInterrupted) && isContextError(err):
+	case errors.Is(context.Cause(ctx), errInterrupted) && IsContextError(err):
 		return exitInterrupted
-	case isContextError(err):
+	case IsContextError(err):
 		return exitNotReady
 	}
 	switch backingimage.KindOf(err) {
@@ -79,30 +78,21 @@ func exitCode(ctx context.Context, err error) int {
 	}
 }
 
-func isContextError(err error) bool {
+func IsContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// errorText is err in a sentence, or the signal's name when a signal is all that happened.
-func errorText(ctx context.Context, err error) string {
+// ErrorText is err in a sentence, or the signal's name when a signal is all that happened.
+func ErrorText(ctx context.Context, err error) string {
 	cause := context.Cause(ctx)
-	if errors.Is(cause, errInterrupted) && isContextError(err) {
+	if errors.Is(cause, errInterrupted) && IsContextError(err) {
 		return cause.Error()
 	}
 	return err.Error()
 }
 
-func newExitCodesTopic() *cobra.Command {
-	var b strings.Builder
-	b.WriteString("Exit codes of every plinth command:\n\n")
-	for _, e := range exitMeanings {
-		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.meaning)
-	}
-	return &cobra.Command{Use: "exit-codes", Short: "Exit codes and what they mean", Long: strings.TrimRight(b.String(), "\n")}
-}
-
-// kindNamed is the Kind whose name a status reason carries; Internal when it carries none.
-func kindNamed(reason string) backingimage.Kind {
+// KindNamed is the Kind whose name a status reason carries; Internal when it carries none.
+func KindNamed(reason string) backingimage.Kind {
 	for k := backingimage.Internal; k <= backingimage.Corrupt; k++ {
 		if k.String() == reason {
 			return k
