@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"plinth.dev/plinth/backingimage"
@@ -31,7 +32,7 @@ func TestAFullDiskIsFullAndLeftAsItWas(t *testing.T) {
 	for name, file := range map[string][]byte{"raw": content, "qcow2": mustQCOW2(t, content)} {
 		j := job(t, mustServe(t, &server{content: file}))
 		j.Dir = filepath.Join(dir, "staging")
-		if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Full) {
+		if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Full) || !strings.Contains(err.Error(), "41943040 bytes") {
 			t.Errorf("%s: got %v error %v", name, backingimage.KindOf(err), err)
 		}
 		mustBeGone(t, j.Dir)

@@ -67,15 +67,6 @@ func (d *download) close() {
 	}
 }
 
-// release closes the file in the background. When its name is gone by then, as a converted source's is, that gives
-// back its room and its memory, which takes the kernel a second for some gigabytes.
-func (d *download) release() {
-	if f := d.file; f != nil {
-		d.file = nil
-		go f.Close()
-	}
-}
-
 // contentPath is where the bytes go as they come.
 func (d *download) contentPath() string {
 	if d.info.Format == format.QCOW2 {

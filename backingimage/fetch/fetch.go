@@ -103,11 +103,17 @@ type Result struct {
 // Errors: NotReady when the source gave nothing for too long; Corrupt when checksum, content digest or the file itself
 // are not what they must be; Full; those of source.Source, of format.Probe, and of ctx.
 func Run(ctx context.Context, job Job, report func(Progress)) (Result, error) {
-	result, err := run(ctx, &job, report)
+	var last Progress
+	result, err := run(ctx, &job, func(p Progress) {
+		last = p
+		if report != nil {
+			report(p)
+		}
+	})
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, job.Dir)
+	err = describeFull(err, job.Dir, max(last.VirtualBytes, last.SourceBytes))
 	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
 		if rerr := os.RemoveAll(job.Dir); rerr != nil {
 			klog.FromContext(ctx).Error(rerr, "Removing what a failed fetch left", "directory", job.Dir)
@@ -130,7 +136,7 @@ func run(ctx context.Context, job *Job, report func(Progress)) (Result, error) {
 	}
 	started := job.Clock.Now()
 	d := newDownload(job, want, newMeter(job.Clock, report))
-	defer d.release()
+	defer d.close()
 	if err := d.run(ctx); err != nil {
 		return Result{}, err
 	}

@@ -19,11 +19,12 @@ import (
 // on its way: a damaged one is Corrupt and says which. to is a staging directory as of Job.Dir; a killed CopyLocal is
 // begun anew by the next.
 func CopyLocal(ctx context.Context, from, to string, report func(Progress)) (Result, error) {
-	result, err := copyLocal(ctx, from, to, newMeter(clock.RealClock{}, report))
+	progress := newMeter(clock.RealClock{}, report)
+	result, err := copyLocal(ctx, from, to, progress)
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, to)
+	err = describeFull(err, to, progress.progress.Total)
 	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
 		err = errors.Join(err, os.RemoveAll(to))
 	}

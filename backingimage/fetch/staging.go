@@ -90,10 +90,15 @@ func (s staging) seal(record Record, m *manifest.Manifest) (Result, error) {
 	return record.Result, s.clean()
 }
 
-// describeFull turns "no space left" into Full with the figures that help.
-func describeFull(err error, dir string) error {
+// describeFull turns "no space left" into Full. needed is how many bytes the copy takes at the most, -1 when that is not
+// known.
+func describeFull(err error, dir string, needed int64) error {
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err
 	}
-	return backingimage.Errorf(backingimage.Full, "the disk that holds %s is full: %w; free space on it, or place the copy on another disk", dir, err)
+	room := "free space on it"
+	if needed > 0 {
+		room = fmt.Sprintf("make up to %d bytes available on it", needed)
+	}
+	return backingimage.Errorf(backingimage.Full, "the disk that holds %s is full: %w; %s, or place the copy on another disk", dir, err, room)
 }

@@ -132,7 +132,11 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 	if !backingimage.Is(cause, backingimage.NotReady) {
 		return cause
 	}
-	delay := max(s.delay, source.RetryAfter(cause))
+	asked := source.RetryAfter(cause)
+	if asked > s.patience {
+		return cause
+	}
+	delay := max(s.delay, asked)
 	s.delay = min(2*s.delay, maxDelay)
 	if s.clock.Since(s.lastByte)+delay > s.patience {
 		return fmt.Errorf("nothing arrived for %s: %w", s.clock.Since(s.lastByte).Round(time.Second), cause)

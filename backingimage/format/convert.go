@@ -12,17 +12,17 @@ import (
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
-// Disk is an opened qcow2 file.
-type Disk struct {
-	file      io.ReaderAt
+// File is an opened qcow2 file.
+type File struct {
+	reader    io.ReaderAt
 	fileBytes int64
 	header    *header
 }
 
 // Open checks the header of a qcow2 file of fileBytes. Errors are those of Probe.
-func Open(file io.ReaderAt, fileBytes int64, limits Limits) (*Disk, error) {
+func Open(reader io.ReaderAt, fileBytes int64, limits Limits) (*File, error) {
 	head := make([]byte, min(HeadBytes, fileBytes))
-	if _, err := file.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+	if _, err := reader.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, readFailed("the header", 0, err)
 	}
 	if !isQCOW2(head) {
@@ -32,11 +32,11 @@ func Open(file io.ReaderAt, fileBytes int64, limits Limits) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Disk{file: file, fileBytes: fileBytes, header: h}, nil
+	return &File{reader: reader, fileBytes: fileBytes, header: h}, nil
 }
 
 // VirtualBytes is the size of the content, a multiple of SectorBytes.
-func (d *Disk) VirtualBytes() int64 { return Padded(d.header.virtualBytes) }
+func (f *File) VirtualBytes() int64 { return Padded(f.header.virtualBytes) }
 
 // Chunk is one chunk of the content.
 type Chunk struct {
@@ -58,13 +58,13 @@ const maxWorkers = 4
 // Convert gives the content to put, chunk by chunk; a chunk is put's until it returns. Chunks that are holes are left
 // out; others may still be zeros. put is called from several goroutines, for each chunk at most once, in no order. A
 // damaged or truncated file is Corrupt.
-func (d *Disk) Convert(ctx context.Context, put func(Chunk) error) error {
+func (f *File) Convert(ctx context.Context, put func(Chunk) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	jobs := make(chan job, workers)
 	group.Go(func() error {
 		defer close(jobs)
-		w := &walker{file: d.file, fileBytes: d.fileBytes, header: d.header, emit: func(j job) error {
+		w := &walker{file: f.reader, fileBytes: f.fileBytes, header: f.header, emit: func(j job) error {
 			select {
 			case jobs <- j:
 				return nil
@@ -75,22 +75,22 @@ func (d *Disk) Convert(ctx context.Context, put func(Chunk) error) error {
 		return w.walk(ctx)
 	})
 	for range workers {
-		group.Go(func() error { return newWorker(d).work(ctx, jobs, put) })
+		group.Go(func() error { return newWorker(f).work(ctx, jobs, put) })
 	}
 	return group.Wait()
 }
 
 // worker turns jobs into chunks.
 type worker struct {
-	disk    *Disk
+	source  *File
 	chunk   []byte
 	extents []Extent
 	input   []byte // compressed data; made when there is any
 	inflater
 }
 
-func newWorker(d *Disk) *worker {
-	return &worker{disk: d, chunk: make([]byte, manifest.ChunkBytes)}
+func newWorker(f *File) *worker {
+	return &worker{source: f, chunk: make([]byte, manifest.ChunkBytes)}
 }
 
 func (w *worker) work(ctx context.Context, jobs <-chan job, put func(Chunk) error) error {
@@ -101,7 +101,7 @@ func (w *worker) work(ctx context.Context, jobs <-chan job, put func(Chunk) erro
 		if err := w.fill(j); err != nil {
 			return err
 		}
-		length := min(manifest.ChunkBytes, w.disk.VirtualBytes()-j.index*manifest.ChunkBytes)
+		length := min(manifest.ChunkBytes, w.source.VirtualBytes()-j.index*manifest.ChunkBytes)
 		if err := put(Chunk{Index: j.index, Data: w.chunk[:length], Extents: w.extents}); err != nil {
 			return err
 		}
@@ -129,7 +129,7 @@ func (w *worker) fill(j job) error {
 		filled = last.at + last.bytes - start
 		runs = runs[n:]
 	}
-	end := max(min(filled, w.disk.header.virtualBytes-start), 0)
+	end := max(min(filled, w.source.header.virtualBytes-start), 0)
 	clear(w.chunk[end:])
 	return nil
 }
@@ -143,7 +143,7 @@ func (w *worker) readRun(r run, start int64) error {
 // in the file so close together that one read fetches them all.
 func (w *worker) batch(runs []run) int {
 	if w.input == nil {
-		w.input = make([]byte, max(2*w.disk.header.clusterBytes(), manifest.ChunkBytes))
+		w.input = make([]byte, max(2*w.source.header.clusterBytes(), manifest.ChunkBytes))
 	}
 	n := 1
 	for ; n < len(runs); n++ {
@@ -168,7 +168,7 @@ func (w *worker) inflateRuns(runs []run, start int64) error {
 	}
 	for _, r := range runs {
 		from, to := input[r.host-host:r.host-host+r.hostBytes], w.chunk[r.at-start:r.at-start+r.bytes]
-		if err := w.inflate(w.disk.header.compression, to, from); err != nil {
+		if err := w.inflate(w.source.header.compression, to, from); err != nil {
 			return corrupt("the compressed cluster at offset %d cannot be decompressed (%v)", r.host, err)
 		}
 	}
@@ -176,7 +176,7 @@ func (w *worker) inflateRuns(runs []run, start int64) error {
 }
 
 func (w *worker) read(p []byte, offset int64) error {
-	if _, err := w.disk.file.ReadAt(p, offset); err != nil {
+	if _, err := w.source.reader.ReadAt(p, offset); err != nil {
 		return readFailed("data", offset, err)
 	}
 	return nil
