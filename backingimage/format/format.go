@@ -15,8 +15,8 @@
 //
 // Converting walks the tables in the order of the content and gathers chunks of 2 MiB, the manifest's unit. Workers read
 // what a chunk needs in as few and large reads as its clusters allow, decompress, and hand the chunk on; holes are
-// never touched. This is our own walk, rather than a library's, because it has to validate each step anyway, and because a
-// general reader gives one cluster at a time to one caller, which costs half of the speed on two cores.
+// never touched. This is our own walk, rather than a library's, because it has to validate each step anyway, and because it
+// alone knows which parts of a chunk stand in the file as they are, so that a filesystem can share them.
 package format
 
 import (
