@@ -66,6 +66,11 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	info, err := e.Stat(ctx, name)
 	if backingimage.Is(err, backingimage.NotFound) {
+		// The API server is asked, not the cache: a volume that was ready must not be made anew, and the cache may not
+		// know yet that it was.
+		if v, err = l.store.Volumes.Live(ctx, name); err != nil || v.DeletionTimestamp != nil {
+			return 0, ignoreNotFound(err)
+		}
 		if err = l.make(ctx, e, v); err == nil {
 			info, err = e.Stat(ctx, name)
 		}
