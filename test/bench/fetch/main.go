@@ -10,16 +10,20 @@
 //   - a conversion: qemu-img convert -O raw, then sync FILE. Ours also makes chunk digests.
 //   - memory: a budget over what the process needs anyway.
 //
-// The server is a process of its own, the same for both sides, and so is each of our attempts.
+// Both sides work on a disk as Plinth makes it: the directory itself where it can reflink, else a pool in it. The server is a
+// process of its own, the same for both sides, and so is each of our attempts.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+
+	"plinth.dev/plinth/backingimage/disk"
 )
 
 // Roles that the program has when it runs itself.
@@ -67,6 +71,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{config: c, files: filepath.Join(dir, "files"), work: filepath.Join(dir, "work")}
-	return b.run(ctx)
+	d, err := disk.Open(ctx, dir, disk.Options{PoolBytes: 10 * c.bytes})
+	if err != nil {
+		return err
+	}
+	root := string(d.Layout())
+	b := &bench{config: c, files: filepath.Join(root, "files"), work: filepath.Join(root, "work")}
+	err = b.run(ctx)
+	return errors.Join(err, os.RemoveAll(b.files), os.RemoveAll(b.work), d.Close(context.WithoutCancel(ctx)))
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// memoryBound is what the issue of the day allows a process that imports, in MiB.
-const memoryBound = 200
+// memoryBudget of a process that imports, in MiB.
+const memoryBudget = 200
 
 // measureMemory watches the process's resident memory while it imports a dense image.
 func measureMemory(ctx context.Context, p *process, w *web, size int64) error {
@@ -33,8 +33,8 @@ func measureMemory(ctx context.Context, p *process, w *web, size int64) error {
 			third := len(samples) / 3
 			highest := highestOf(samples)
 			first, last := highestOf(samples[:third]), highestOf(samples[2*third:])
-			row(fmt.Sprintf("resident memory while importing %d GiB : idle", size/gib), mib(highest), mib(idle), highest/idle, fmt.Sprintf("%d MiB", memoryBound))
-			row("resident memory, last third of the import : first third", mib(last), mib(first), last/first, "1.10")
+			row(fmt.Sprintf("resident memory while importing %d GiB : budget (idle: %s)", size/gib, mib(idle)), mib(highest), mib(memoryBudget), highest/memoryBudget, 1)
+			row("resident memory, last third of the import : first third", mib(last), mib(first), last/first, 1.10)
 			return nil
 		case <-tick.C:
 			now, err := p.resident()
