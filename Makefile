@@ -39,8 +39,10 @@ build: ## Build the static binaries bin/plinth and bin/plinth-standalone
 
 .PHONY: test
 test: deps ## Run every test; without root, say what is left out
-	@[ "$$(id -u)" = 0 ] || echo "Not root: tests that mount, or use loop devices, skip themselves and say so."
-	$(GO) test -timeout 15m ./...
+	@if [ "$$(id -u)" = 0 ]; then set -x; $(GO) test -timeout 15m ./...; else \
+	  echo "Not root: what needs mounts and loop devices is left out, and listed below."; \
+	  $(GO) test -v -timeout 15m ./... 2>&1 | awk '/^(ok|FAIL|panic)|--- FAIL/ { print } \
+	    /left out/ { sub(/^ *[a-z_]+\.go:[0-9]+: /, ""); n[$$0]++ } END { for (m in n) print m " (" n[m] " tests)" }'; fi
 	@if command -v gcc >/dev/null; then set -x; \
 	  CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $$($(GO) list -e -f '{{if not .Error}}{{.ImportPath}}{{end}}' $(RACE)); \
 	else echo "No gcc: the race detector is left out."; fi

@@ -109,6 +109,9 @@ func Progress(c *v1alpha1.BackingImageCopy) string {
 		if s.ETASeconds > 0 {
 			what += fmt.Sprintf(", %d s left", s.ETASeconds)
 		}
+		if s.BytesPerSecond == 0 && s.Message != "" {
+			what += " (" + s.Message + ")"
+		}
 		return what
 	case v1alpha1.CopyReady:
 		return what + "ready on " + c.Spec.NodeName

@@ -153,7 +153,9 @@ func (l *VolumeLoop) report(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 	defer l.engines.lock(v.Name)()
 	var info engine.Info
 	if err == nil {
-		info, err = e.Stat(ctx, v.Name)
+		if info, err = e.Stat(ctx, v.Name); backingimage.Is(err, backingimage.NotFound) {
+			return 0, backingimage.Errorf(backingimage.NotReady, "volume %s vanished while it was looked at", v.Name) // make says what that means
+		}
 	}
 	_, werr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
 		s := &now.Status

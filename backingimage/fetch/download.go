@@ -37,7 +37,7 @@ func newDownload(job *Job, want source.Checksum, m *meter) *download {
 	d := &download{job: job, want: want, meter: m, staged: staging(job.Dir)}
 	d.stream = &stream{
 		source: job.Source, clock: job.Clock, patience: job.Patience, checked: !want.IsZero(),
-		arrived: m.at, bytes: -1, lastByte: job.Clock.Now(), delay: firstDelay,
+		arrived: m.at, broken: m.trouble, bytes: -1, lastByte: job.Clock.Now(), delay: firstDelay,
 	}
 	return d
 }

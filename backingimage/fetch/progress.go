@@ -23,6 +23,8 @@ type Progress struct {
 	Format       string
 	SourceBytes  int64 // -1 while unknown
 	VirtualBytes int64 // -1 while unknown
+	// Trouble is why the source gives nothing just now, in a sentence; "" while it does.
+	Trouble string
 }
 
 // meter passes progress on, not too often.
@@ -58,10 +60,17 @@ func (m *meter) at(bytes int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.progress.Bytes = max(m.progress.Bytes, bytes)
-	if now := m.clock.Now(); now.Sub(m.last) >= pause {
+	relieved := m.progress.Trouble != ""
+	m.progress.Trouble = ""
+	if now := m.clock.Now(); relieved || now.Sub(m.last) >= pause {
 		m.last = now
 		m.report(m.progress)
 	}
+}
+
+// trouble reports why no bytes come; the next bytes end it.
+func (m *meter) trouble(cause error) {
+	m.say(func(p *Progress) { p.Trouble = cause.Error() })
 }
 
 // step begins a step.

@@ -24,6 +24,7 @@ type stream struct {
 	checked bool
 
 	arrived func(offset int64) // called when bytes came
+	broken  func(cause error)  // called when the source gives nothing, before it is tried again
 
 	offset    int64 // of the next byte
 	bytes     int64 // of the whole; -1 while unknown
@@ -142,6 +143,7 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 		return fmt.Errorf("nothing arrived for %s: %w", s.clock.Since(s.lastByte).Round(time.Second), cause)
 	}
 	klog.FromContext(ctx).V(2).Info("Download interrupted", "source", s.source.String(), "offset", s.offset, "wait", delay, "reason", cause.Error())
+	s.broken(cause)
 	select {
 	case <-ctx.Done():
 		return ctx.Err()

@@ -218,3 +218,21 @@ func must(tb testing.TB, err error) {
 		tb.Fatal(err)
 	}
 }
+
+func TestTroubleWithTheSourceIsSaidWhileItLasts(t *testing.T) {
+	disktest.NeedRoot(t)
+	m := nodetest.MustStart(t, disktest.MustPool(t, nodetest.PoolBytes))
+	w := nodetest.NewWeb(t, 1<<20)
+	w.Fail.Store(true)
+	m.CreateImage("troubled", w.URL, "", 1)
+	i := m.UntilImage("troubled", "in trouble", func(i *v1alpha1.BackingImage) bool {
+		return i != nil && strings.Contains(i.Status.Message, "interrupted")
+	})
+	if !strings.Contains(i.Status.Message, "503") || i.Status.State != v1alpha1.CopyInProgress {
+		t.Errorf("state %s, message %q", i.Status.State, i.Status.Message)
+	}
+	w.Fail.Store(false)
+	if i := m.UntilReady("troubled", "1/1"); i.Status.Message != "" {
+		t.Errorf("message is %q", i.Status.Message)
+	}
+}

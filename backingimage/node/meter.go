@@ -11,7 +11,7 @@ import (
 )
 
 // meter turns a fetch's progress into reports at a bounded rate, with speed and time left. What people and CreateVolume
-// wait for, a new step and the sizes, is reported at once; reports are written by a goroutine of the meter's own so that
+// wait for, a new step, the sizes and trouble, is reported at once; reports are written by a goroutine of the meter's own so that
 // a slow API server does not slow the fetch.
 type meter struct {
 	clock    clock.WithTicker
@@ -36,7 +36,7 @@ func newMeter(c clock.WithTicker, interval time.Duration, write func(func(*v1alp
 // progress takes what the fetch says; it never blocks.
 func (m *meter) progress(p fetch.Progress) {
 	m.mu.Lock()
-	urgent := p.Step != m.latest.Step || p.VirtualBytes != m.latest.VirtualBytes
+	urgent := p.Step != m.latest.Step || p.VirtualBytes != m.latest.VirtualBytes || p.Trouble != m.latest.Trouble
 	m.latest, m.changed = p, true
 	m.mu.Unlock()
 	if urgent {
@@ -79,6 +79,9 @@ func (m *meter) run() {
 // inProgress is the status of a copy that is being made.
 func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64) {
 	s.State, s.Message = v1alpha1.CopyInProgress, p.Step
+	if p.Trouble != "" {
+		s.Message, rate = p.Step+" is interrupted, and will go on by itself: "+p.Trouble, 0
+	}
 	s.BytesDone, s.BytesTotal, s.BytesPerSecond = p.Bytes, max(p.Total, 0), rate
 	s.Progress, s.ETASeconds = 0, 0
 	if p.Total > 0 {
@@ -87,7 +90,7 @@ func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64
 			s.ETASeconds = (p.Total - p.Bytes + rate - 1) / rate
 		}
 	}
-	s.Format, s.Size, s.VirtualSize = p.Format, max(p.SourceBytes, 0), p.VirtualBytes
+	s.Format, s.Size, s.VirtualSize = p.Format, max(p.SourceBytes, 0), max(p.VirtualBytes, 0)
 }
 
 // speedometer measures bytes per second over about the last ten seconds of one step.
@@ -112,7 +115,7 @@ func (m *speedometer) observe(now time.Time, step string, bytes int64) int64 {
 		m.at = m.at[1:]
 	}
 	seconds := now.Sub(m.at[0].time).Seconds()
-	if seconds < 0.1 {
+	if seconds < 1 { // too short to tell
 		return 0
 	}
 	return int64(float64(bytes-m.at[0].bytes) / seconds)
