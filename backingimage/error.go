@@ -60,6 +60,14 @@ func KindOf(err error) Kind {
 // Is reports whether err has the Kind. A nil error has none.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
 
+// IgnoreNotFound is err, or nil when it is NotFound: what is gone needs nothing more.
+func IgnoreNotFound(err error) error {
+	if Is(err, NotFound) {
+		return nil
+	}
+	return err
+}
+
 // Terminal reports whether trying again, with nothing changed, must end the same way.
 func Terminal(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

@@ -140,7 +140,7 @@ func (a *Attacher) Detach(ctx context.Context, id string) error {
 			return fmt.Errorf("detach volume %s from disk %s: %w", id, disk, err)
 		}
 	}
-	return ignoreNotFound(a.record(ctx, id, ""))
+	return backingimage.IgnoreNotFound(a.record(ctx, id, ""))
 }
 
 // record writes the device into the volume's status. Delete relies on it.

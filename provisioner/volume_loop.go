@@ -69,7 +69,7 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 		// The API server is asked, not the cache: a volume that was ready must not be made anew, and the cache may not
 		// know yet that it was.
 		if v, err = l.store.Volumes.Live(ctx, name); err != nil || v.DeletionTimestamp != nil {
-			return 0, ignoreNotFound(err)
+			return 0, backingimage.IgnoreNotFound(err)
 		}
 		if err = l.make(ctx, e, v); err == nil {
 			info, err = e.Stat(ctx, name)
@@ -142,7 +142,7 @@ func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 	_, err := l.store.Volumes.Modify(ctx, v.Name, func(now *v1alpha1.Volume) {
 		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.VolumeFinalizer })
 	})
-	return 0, ignoreNotFound(err)
+	return 0, backingimage.IgnoreNotFound(err)
 }
 
 // inUseRetry is how often a volume that is to be deleted and still held open is tried again.
@@ -175,16 +175,9 @@ func (l *VolumeLoop) report(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 	})
 	switch {
 	case werr != nil:
-		return 0, ignoreNotFound(werr)
+		return 0, backingimage.IgnoreNotFound(werr)
 	case err == nil || backingimage.Terminal(err) || backingimage.Is(err, backingimage.NotReady):
 		return 0, nil
 	}
 	return 0, err
-}
-
-func ignoreNotFound(err error) error {
-	if backingimage.Is(err, backingimage.NotFound) {
-		return nil
-	}
-	return err
 }

@@ -66,7 +66,7 @@ func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, err
 		_, err := c.store.Images.Modify(ctx, name, func(i *v1alpha1.BackingImage) {
 			i.Finalizers = append(i.Finalizers, v1alpha1.ImageFinalizer)
 		})
-		return 0, ignoreNotFound(err) // the change brings us back
+		return 0, backingimage.IgnoreNotFound(err) // the change brings us back
 	}
 	s := State{Image: image, Copies: c.copies(name), Disks: c.store.Disks.List(), Nodes: c.store.Nodes.List(), Volumes: c.store.Volumes.List()}
 	d := Plan(s)
@@ -77,7 +77,7 @@ func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, err
 		return 0, c.release(ctx, name)
 	}
 	_, err := c.store.Images.ModifyStatus(ctx, name, func(i *v1alpha1.BackingImage) { summarize(s, d, &i.Status) })
-	return 0, ignoreNotFound(err)
+	return 0, backingimage.IgnoreNotFound(err)
 }
 
 func (c *Images) copies(image string) []*v1alpha1.BackingImageCopy {
@@ -113,7 +113,7 @@ func (c *Images) apply(ctx context.Context, s State, d Decision) error {
 	}
 	log.Info("Naming the origin", "copy", d.Origin)
 	_, err := c.store.Copies.Modify(ctx, d.Origin, func(b *v1alpha1.BackingImageCopy) { b.Spec.Origin = true })
-	return ignoreNotFound(err)
+	return backingimage.IgnoreNotFound(err)
 }
 
 // release lets a deleted image go.
@@ -121,7 +121,7 @@ func (c *Images) release(ctx context.Context, name string) error {
 	_, err := c.store.Images.Modify(ctx, name, func(i *v1alpha1.BackingImage) {
 		i.Finalizers = slices.DeleteFunc(i.Finalizers, func(f string) bool { return f == v1alpha1.ImageFinalizer })
 	})
-	return ignoreNotFound(err)
+	return backingimage.IgnoreNotFound(err)
 }
 
 // sweep removes the copies of an image that does not exist, whatever removed it.
@@ -132,11 +132,4 @@ func (c *Images) sweep(ctx context.Context, name string) error {
 		}
 	}
 	return nil
-}
-
-func ignoreNotFound(err error) error {
-	if backingimage.Is(err, backingimage.NotFound) {
-		return nil
-	}
-	return err
 }

@@ -61,7 +61,7 @@ func (a *Agent) adopt(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Duration, error) {
 	c, err := a.store.Copies.Live(ctx, name)
 	if err != nil {
-		return 0, ignoreNotFound(err)
+		return 0, backingimage.IgnoreNotFound(err)
 	}
 	if c.Final() {
 		return 0, nil
@@ -106,7 +106,7 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 		klog.FromContext(ctx).Info("Copy changed state", "backingImage", written.Spec.Image, "disk", written.Spec.DiskUUID, "from", before, "to", after, "message", written.Status.Message)
 		a.options.Metrics.transition(after)
 	}
-	return ignoreNotFound(err)
+	return backingimage.IgnoreNotFound(err)
 }
 
 // ready is the status of a copy that is verified and clonable.
@@ -131,11 +131,4 @@ func (a *Agent) failed(ctx context.Context, name string, cause error) error {
 			s.Message += "; next try at " + next.UTC().Format(time.RFC3339)
 		}
 	})
-}
-
-func ignoreNotFound(err error) error {
-	if backingimage.Is(err, backingimage.NotFound) {
-		return nil
-	}
-	return err
 }
