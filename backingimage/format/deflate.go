@@ -26,6 +26,7 @@ type deflate struct {
 var (
 	errInvalid = errors.New("the data is not valid")
 	errShort   = errors.New("the data ends too early")
+	errEndless = errors.New("the data is not valid: a block cannot end") // zlib refuses it too
 )
 
 // decode fills out. As qemu does, it does not look at what comes after the last byte that fits.

@@ -3,6 +3,7 @@ package format
 import (
 	"bytes"
 	stdflate "compress/flate"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -65,8 +66,8 @@ func TestDeflateAgreesWithTheStandardLibrary(t *testing.T) {
 	}
 }
 
-// FuzzDeflate compares with the standard library: what it accepts we accept, with the same bytes; what we accept
-// of the rest must be what it gave before it failed.
+// FuzzDeflate compares with the standard library: what it accepts we accept, with the same bytes, unless zlib, which qemu
+// uses, refuses it; what we accept of the rest must be what it gave before it failed.
 func FuzzDeflate(f *testing.F) {
 	for _, p := range samples() {
 		f.Add(mustDeflate(f, p, 6), 1000)
@@ -79,7 +80,7 @@ func FuzzDeflate(f *testing.F) {
 		want, got := make([]byte, size), make([]byte, size)
 		n, theirs := io.ReadFull(stdflate.NewReader(bytes.NewReader(data)), want)
 		ours := new(deflate).decode(got, data)
-		if theirs == nil && ours != nil {
+		if theirs == nil && ours != nil && !errors.Is(ours, errEndless) {
 			t.Fatalf("refused: %v", ours)
 		}
 		if ours == nil && !bytes.Equal(got[:n], want[:n]) {

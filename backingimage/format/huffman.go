@@ -187,8 +187,10 @@ func (d *deflate) dynamicTables() error {
 	if err := d.codeLengths(d.lengths[:literals+distances]); err != nil {
 		return err
 	}
-	complete := d.lengths[256] > 0 &&
-		d.literals.build(d.lengths[:literals], literalBits, literalSymbols[:]) &&
+	if d.lengths[256] == 0 {
+		return errEndless
+	}
+	complete := d.literals.build(d.lengths[:literals], literalBits, literalSymbols[:]) &&
 		d.distances.build(d.lengths[literals:literals+distances], distanceBits, distanceSymbols[:])
 	if !complete {
 		return errInvalid
