@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,11 +83,11 @@ func (a *Attacher) ready(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Vol
 // progress says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
 func (a *Attacher) progress(v *v1alpha1.Volume) string {
 	if !v.Waits() {
-		return orElse(v.Status.Message, "its agent has not made it yet")
+		return cmp.Or(v.Status.Message, "its agent has not made it yet")
 	}
 	c, ok := a.store.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
 	if !ok {
-		return orElse(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
+		return cmp.Or(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
 	}
 	return Progress(c)
 }
@@ -99,12 +100,12 @@ func Progress(c *v1alpha1.BackingImageCopy) string {
 	case v1alpha1.CopyInProgress:
 		what += fmt.Sprintf("fetching on %s", c.Spec.NodeName)
 		if s.BytesTotal > 0 {
-			what += fmt.Sprintf(", %d %% of %s", s.Progress, human(s.BytesTotal))
+			what += fmt.Sprintf(", %d %% of %s", s.Progress, backingimage.SizeText(s.BytesTotal))
 		} else if s.BytesDone > 0 {
-			what += fmt.Sprintf(", %s so far", human(s.BytesDone))
+			what += fmt.Sprintf(", %s so far", backingimage.SizeText(s.BytesDone))
 		}
 		if s.BytesPerSecond > 0 {
-			what += fmt.Sprintf(", %s/s", human(s.BytesPerSecond))
+			what += fmt.Sprintf(", %s/s", backingimage.SizeText(s.BytesPerSecond))
 		}
 		if s.ETASeconds > 0 {
 			what += fmt.Sprintf(", %d s left", s.ETASeconds)
@@ -123,13 +124,6 @@ func Progress(c *v1alpha1.BackingImageCopy) string {
 		what += ": " + s.Message
 	}
 	return what
-}
-
-func orElse(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 // Detach implements Node.

@@ -185,12 +185,12 @@ func (p *Provisioner) decideSize(ctx context.Context, d *draft) error {
 	case r.RequiredBytes == 0:
 		d.bytes = least
 	case r.RequiredBytes < least:
-		return backingimage.Errorf(backingimage.OutOfRange, "%s are asked for, but %s has %s; ask for at least that", exact(r.RequiredBytes), from, exact(least))
+		return backingimage.Errorf(backingimage.OutOfRange, "%s are asked for, but %s has %s; ask for at least that", backingimage.ExactSizeText(r.RequiredBytes), from, backingimage.ExactSizeText(least))
 	default:
 		d.bytes = roundUp(r.RequiredBytes)
 	}
 	if r.LimitBytes > 0 && d.bytes > r.LimitBytes || d.bytes == 0 {
-		return backingimage.Errorf(backingimage.OutOfRange, "the volume needs %s (sizes are multiples of %d bytes), the limit is %s", exact(max(d.bytes, blockBytes)), blockBytes, exact(r.LimitBytes))
+		return backingimage.Errorf(backingimage.OutOfRange, "the volume needs %s (sizes are multiples of %d bytes), the limit is %s", backingimage.ExactSizeText(max(d.bytes, blockBytes)), blockBytes, backingimage.ExactSizeText(r.LimitBytes))
 	}
 	return nil
 }

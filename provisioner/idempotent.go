@@ -41,10 +41,10 @@ func answers(v *v1alpha1.Volume, r CreateRequest) error {
 		differs = append(differs, fmt.Sprintf("its name is %q", v.Spec.Name))
 	}
 	if v.Spec.CapacityBytes < r.RequiredBytes {
-		differs = append(differs, fmt.Sprintf("it has %s, at least %s are asked for", exact(v.Spec.CapacityBytes), exact(r.RequiredBytes)))
+		differs = append(differs, fmt.Sprintf("it has %s, at least %s are asked for", backingimage.ExactSizeText(v.Spec.CapacityBytes), backingimage.ExactSizeText(r.RequiredBytes)))
 	}
 	if r.LimitBytes > 0 && v.Spec.CapacityBytes > r.LimitBytes {
-		differs = append(differs, fmt.Sprintf("it has %s, at most %s are asked for", exact(v.Spec.CapacityBytes), exact(r.LimitBytes)))
+		differs = append(differs, fmt.Sprintf("it has %s, at most %s are asked for", backingimage.ExactSizeText(v.Spec.CapacityBytes), backingimage.ExactSizeText(r.LimitBytes)))
 	}
 	if v.Spec.SourceVolume != r.SourceVolume {
 		differs = append(differs, fmt.Sprintf("it was cloned from volume %q, not %q", v.Spec.SourceVolume, r.SourceVolume))

@@ -66,7 +66,7 @@ func noDisk(bytes int64, refusals []string) error {
 	if len(refusals) > 5 {
 		refusals = append(refusals[:5], fmt.Sprintf("and %d more", len(refusals)-5))
 	}
-	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s", human(bytes), strings.Join(refusals, "; "))
+	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s", backingimage.SizeText(bytes), strings.Join(refusals, "; "))
 }
 
 // candidate is a disk and the figures that decide.
@@ -127,10 +127,10 @@ func (c *candidate) lacks(volumeBytes, imageBytes int64, o Options) string {
 	capacity := c.disk.Status.CapacityBytes
 	promisable := share(capacity, o.OverProvisioningPercent)
 	if c.promised+volumeBytes+imageBytes > promisable {
-		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken", human(c.promised), human(promisable), o.OverProvisioningPercent, human(capacity))
+		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken", backingimage.SizeText(c.promised), backingimage.SizeText(promisable), o.OverProvisioningPercent, backingimage.SizeText(capacity))
 	}
 	if reserve := share(capacity, o.MinimalAvailablePercent); c.disk.Status.AvailableBytes-imageBytes < reserve {
-		return fmt.Sprintf("%s are free, %s must stay free (%d %%)%s", human(c.disk.Status.AvailableBytes), human(reserve), o.MinimalAvailablePercent, andImage(imageBytes))
+		return fmt.Sprintf("%s are free, %s must stay free (%d %%)%s", backingimage.SizeText(c.disk.Status.AvailableBytes), backingimage.SizeText(reserve), o.MinimalAvailablePercent, andImage(imageBytes))
 	}
 	return ""
 }
@@ -139,7 +139,7 @@ func andImage(bytes int64) string {
 	if bytes == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" after the image's %s", human(bytes))
+	return fmt.Sprintf(" after the image's %s", backingimage.SizeText(bytes))
 }
 
 // share is percent of bytes, without overflow.
@@ -187,7 +187,7 @@ func (p *Provisioner) roomToGrow(v *v1alpha1.Volume, bytes int64) error {
 	c := p.candidate(disk)
 	c.promised -= v.Spec.CapacityBytes
 	if why := c.lacks(bytes, 0, p.options); why != "" {
-		return backingimage.Errorf(backingimage.Full, "volume %s cannot grow to %s: disk %s: %s", v.Name, exact(bytes), disk.Name, why)
+		return backingimage.Errorf(backingimage.Full, "volume %s cannot grow to %s: disk %s: %s", v.Name, backingimage.ExactSizeText(bytes), disk.Name, why)
 	}
 	return nil
 }

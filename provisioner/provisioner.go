@@ -3,7 +3,6 @@ package provisioner
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
@@ -183,7 +182,7 @@ func (p *Provisioner) Expand(ctx context.Context, id string, requiredBytes, limi
 	}
 	want := max(roundUp(requiredBytes), v.Spec.CapacityBytes)
 	if limitBytes > 0 && want > limitBytes {
-		return 0, backingimage.Errorf(backingimage.OutOfRange, "volume %s: %s are needed, the limit is %s", id, exact(want), exact(limitBytes))
+		return 0, backingimage.Errorf(backingimage.OutOfRange, "volume %s: %s are needed, the limit is %s", id, backingimage.ExactSizeText(want), backingimage.ExactSizeText(limitBytes))
 	}
 	if err := p.roomToGrow(v, want); err != nil {
 		return 0, err
@@ -203,7 +202,7 @@ func (p *Provisioner) Expand(ctx context.Context, id string, requiredBytes, limi
 		}
 		return now.Status.CapacityBytes >= want, nil
 	})
-	return v.Status.CapacityBytes, waited(err, "volume %s: waiting for the agent on node %s to grow it to %s: %s", id, v.Spec.NodeName, exact(want), v.Status.Message)
+	return v.Status.CapacityBytes, waited(err, "volume %s: waiting for the agent on node %s to grow it to %s: %s", id, v.Spec.NodeName, backingimage.ExactSizeText(want), v.Status.Message)
 }
 
 // Get implements Controller.
@@ -222,19 +221,3 @@ func failure(v *v1alpha1.Volume) error {
 }
 
 func roundUp(bytes int64) int64 { return (bytes + blockBytes - 1) / blockBytes * blockBytes }
-
-// exact gives a size for people and for machines: "10 GiB (10737418240 bytes)".
-func exact(bytes int64) string { return fmt.Sprintf("%s (%d bytes)", human(bytes), bytes) }
-
-// human gives a size in the largest binary unit that leaves it at least 1.
-func human(bytes int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
-	value, u := float64(bytes), 0
-	for value >= 1024 && u < len(units)-1 {
-		value, u = value/1024, u+1
-	}
-	if value == float64(int64(value)) {
-		return fmt.Sprintf("%d %s", int64(value), units[u])
-	}
-	return fmt.Sprintf("%.1f %s", value, units[u])
-}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -71,7 +72,7 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 			log.Error(err, "Cannot report progress")
 		}
 	})
-	result, err := run(ctx, meter.progress)
+	result, err := guarded(ctx, run, meter.progress)
 	meter.stop()
 	if err == nil {
 		err = publish(d, uid)
@@ -90,6 +91,17 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 	if err != nil {
 		log.Error(err, "Cannot report the fetch's end; will find it on the disk")
 	}
+}
+
+// guarded turns a panic into an error: an image that we cannot handle must not take the agent, and every other image, down.
+func guarded(ctx context.Context, run attempt, report func(fetch.Progress)) (result fetch.Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = backingimage.Errorf(backingimage.Internal, "panic while fetching: %v", p)
+			klog.FromContext(ctx).Error(err, "Panic", "stack", string(debug.Stack()))
+		}
+	}()
+	return run(ctx, report)
 }
 
 func publish(d *disk.Disk, uid string) error {

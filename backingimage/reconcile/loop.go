@@ -66,9 +66,6 @@ func New(name string, what Reconciler, o Options) *Loop {
 // Enqueue asks for a name to be reconciled soon.
 func (l *Loop) Enqueue(name string) { l.queue.Add(name) }
 
-// EnqueueAfter asks for a name to be reconciled later.
-func (l *Loop) EnqueueAfter(name string, after time.Duration) { l.queue.AddAfter(name, after) }
-
 // Run works until ctx ends and every worker has returned.
 func (l *Loop) Run(ctx context.Context) error {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("loop", l.name))

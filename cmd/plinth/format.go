@@ -14,28 +14,20 @@ import (
 	"plinth.dev/plinth/backingimage"
 )
 
-// sizeText is a number of bytes for people, such as 2.1 GiB; "" for none.
+// sizeText is a number of bytes for people; "" for none.
 func sizeText(bytes int64) string {
 	if bytes <= 0 {
 		return ""
 	}
-	const units = "KMGTPE"
-	if bytes < 1024 {
-		return fmt.Sprintf("%d B", bytes)
-	}
-	value, unit := float64(bytes)/1024, 0
-	for value >= 1023.95 && unit < len(units)-1 {
-		value, unit = value/1024, unit+1
-	}
-	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + " " + string(units[unit]) + "iB"
+	return backingimage.SizeText(bytes)
 }
 
 // exactSizeText is sizeText with the exact number behind it.
 func exactSizeText(bytes int64) string {
-	if bytes < 1024 {
-		return sizeText(bytes)
+	if bytes <= 0 {
+		return ""
 	}
-	return fmt.Sprintf("%s (%d bytes)", sizeText(bytes), bytes)
+	return backingimage.ExactSizeText(bytes)
 }
 
 // parseSize reads a flag's size in bytes: 10Gi, 10G or 10737418240. "" is 0.
