@@ -82,7 +82,8 @@ func adopt(status *v1alpha1.BackingImageStatus, best *v1alpha1.BackingImageCopy)
 	if c.State != v1alpha1.CopyReady {
 		return
 	}
-	status.RealSize, status.Checksum = c.RealSize, c.Checksum
+	status.RealSize, status.Checksum, status.Warning = c.RealSize, c.Checksum, c.Warning
+	status.ResolvedSource = c.ResolvedSource
 	if status.ContentDigest == "" {
 		status.ContentDigest = c.ContentDigest
 	}

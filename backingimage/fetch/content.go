@@ -76,8 +76,12 @@ func settle(f *os.File, bytes int64) error {
 
 // result describes the finished download.
 func (d *download) result(m *manifest.Manifest) Result {
+	resolved := ""
+	if r, ok := d.job.Source.(source.Resolver); ok {
+		resolved = r.Resolved()
+	}
 	return Result{
-		Format: d.info.Format, SourceBytes: d.stream.bytes, VirtualBytes: m.Bytes(),
+		Format: d.info.Format, Resolved: resolved, SourceBytes: d.stream.bytes, VirtualBytes: m.Bytes(),
 		Checksum: d.hashes.hex(source.SHA512), ContentDigest: m.ContentDigest(),
 	}
 }

@@ -54,6 +54,9 @@ type Job struct {
 	Checksum string
 	// ContentDigest that the image has, when an earlier copy fixed it; "" when there is none yet.
 	ContentDigest string
+	// ArchiveFolder is set when the source is a tar archive, perhaps compressed, and the image is the one file in this
+	// folder of it, as in a containerDisk ("disk"); "" when the source is the image's file itself.
+	ArchiveFolder string
 	// Limits of the image's size; zero fields have defaults.
 	Limits format.Limits
 	// Clock; the real one by default.
@@ -89,12 +92,14 @@ func (o *Options) validate() error {
 
 // Result is what a finished copy is.
 type Result struct {
-	Format        string `json:"format"`        // of the source file: format.Raw or format.QCOW2
-	SourceBytes   int64  `json:"sourceBytes"`   // size of the source file
-	VirtualBytes  int64  `json:"virtualBytes"`  // size of the content
-	RealBytes     int64  `json:"realBytes"`     // what the content occupies on its disk
-	Checksum      string `json:"checksum"`      // SHA-512 of the source file, in hexadecimal
-	ContentDigest string `json:"contentDigest"` // see package manifest
+	Format        string `json:"format"`             // of the source file, see package format
+	Warning       string `json:"warning,omitempty"`  // what of the source was left out
+	Resolved      string `json:"resolved,omitempty"` // the source as source.Resolver has it
+	SourceBytes   int64  `json:"sourceBytes"`        // size of the source file
+	VirtualBytes  int64  `json:"virtualBytes"`       // size of the content
+	RealBytes     int64  `json:"realBytes"`          // what the content occupies on its disk
+	Checksum      string `json:"checksum"`           // SHA-512 of the source file, in hexadecimal
+	ContentDigest string `json:"contentDigest"`      // see package manifest
 }
 
 // Run makes the copy. It is safe to repeat and to kill; on a directory whose copy is finished it returns what that is.

@@ -17,6 +17,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/reconcile"
@@ -26,14 +27,15 @@ import (
 
 // Options of an Agent.
 type Options struct {
-	Version          string         // of this program, for StorageNode.status
-	Source           source.Options // what downloads may reach
-	Limits           format.Limits  // what an image may be
-	MaxFetches       int            // fetches at once; default 5
-	Heartbeat        time.Duration  // default 20 s
-	ProgressInterval time.Duration  // least time between two progress reports of a fetch; default 2 s
-	RetryBase        time.Duration  // wait after the first failed fetch; doubles; default 1 min
-	RetryMax         time.Duration  // default 5 min
+	Version          string            // of this program, for StorageNode.status
+	Source           source.Options    // what downloads may reach, and how
+	Credentials      credential.Reader // of images' secrets; nil when there are none
+	Limits           format.Limits     // what an image may be
+	MaxFetches       int               // fetches at once; default 5
+	Heartbeat        time.Duration     // default 20 s
+	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
+	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
+	RetryMax         time.Duration     // default 5 min
 	Clock            clock.WithTicker
 	Metrics          *Metrics // may be nil
 }

@@ -75,7 +75,7 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 	if !ok || string(image.UID) != c.Spec.ImageUID {
 		return 0, nil // the controller is about to delete the copy; its images' change brings us back
 	}
-	run, waits, err := a.plan(c, d, image)
+	run, waits, err := a.plan(ctx, c, d, image)
 	if err != nil {
 		return 0, a.failed(ctx, c.Name, err)
 	}
@@ -112,7 +112,7 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 // ready is the status of a copy that is verified and clonable.
 func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
 	*s = v1alpha1.BackingImageCopyStatus{
-		State: v1alpha1.CopyReady, Progress: 100, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
+		State: v1alpha1.CopyReady, Progress: 100, Warning: r.Warning, ResolvedSource: r.Resolved, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
 		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastVerifiedTime: s.LastVerifiedTime, LastStateTransitionTime: s.LastStateTransitionTime,
 	}
 }

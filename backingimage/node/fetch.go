@@ -20,7 +20,7 @@ type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Resul
 
 // plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
 // the image's source; waits tells what it has to wait for instead.
-func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
+func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for uuid, other := range a.disks {
 		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
@@ -33,7 +33,7 @@ func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1
 	if !c.Spec.Origin {
 		return nil, "waits for the image's first copy, which another disk is making", nil
 	}
-	from, err := a.source(image)
+	from, err := a.source(ctx, image)
 	if err != nil {
 		return nil, "", err
 	}
@@ -44,14 +44,6 @@ func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 		return fetch.Run(ctx, job, report)
 	}, "", nil
-}
-
-// source is where an image's bytes come from.
-func (a *Agent) source(image *v1alpha1.BackingImage) (source.Source, error) {
-	if image.Spec.SourceType != v1alpha1.SourceDownload {
-		return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with sourceType download", image.Spec.SourceType)
-	}
-	return source.NewHTTP(string(image.Spec.SourceParameters[v1alpha1.ParameterURL]), a.options.Source)
 }
 
 // fetch makes a copy and publishes it, reporting on the way. It runs in a goroutine of its own; ctx ends when the copy

@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/credential"
 )
 
 // Options of HTTP sources.
@@ -26,6 +27,8 @@ type Options struct {
 	AllowCIDRs []netip.Prefix
 	// StallTimeout is how long a connection may give nothing before it counts as broken; 30 s by default.
 	StallTimeout time.Duration
+	// Credential says who asks. Its Proxy, when set, is gone through instead of what the environment names.
+	Credential credential.Credential
 	// UserAgent that servers see; "plinth" by default.
 	UserAgent string
 	// Clock for the stall timeout; the real one by default.
@@ -73,16 +76,20 @@ func NewHTTP(raw string, o Options) (*HTTP, error) {
 // newClient makes a client that dials only what is allowed. Compression in transit is off: offsets, sizes and
 // checksums are of the file itself. Connections are not kept: a Source is opened once, or again after a break.
 func newClient(o Options) *http.Client {
+	return &http.Client{Transport: NewTransport(o), CheckRedirect: checkRedirect}
+}
+
+// NewTransport makes a transport that dials only what Options allow, trusts and shows the certificates of the credential,
+// and goes through its proxy or the environment's. It adds no header: who proves itself with headers does so to the server
+// that they are meant for.
+func NewTransport(o Options) *http.Transport {
 	dialer := &net.Dialer{Control: dialControl(o.AllowCIDRs), Timeout: o.StallTimeout}
-	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:               nil, // see the package comment
-			DialContext:         dialer.DialContext,
-			TLSHandshakeTimeout: o.StallTimeout,
-			DisableCompression:  true,
-			DisableKeepAlives:   true,
-		},
-		CheckRedirect: checkRedirect,
+	return &http.Transport{
+		Proxy:               nil, // see the package comment
+		DialContext:         dialer.DialContext,
+		TLSHandshakeTimeout: o.StallTimeout,
+		DisableCompression:  true,
+		DisableKeepAlives:   true,
 	}
 }
 

@@ -36,6 +36,20 @@ type Source interface {
 	Identity() string
 }
 
+// Ranger is a Source that can give a piece of a known version, so that several pieces can be on their way at once.
+type Ranger interface {
+	Source
+	// OpenRange begins to read bytes bytes at offset of the version that validator names, which is not empty. NotReady when
+	// the connection fails; Precondition when the source cannot give that piece of that version (any more).
+	OpenRange(ctx context.Context, offset, bytes int64, validator string) (io.ReadCloser, error)
+}
+
+// Resolver is a Source whose name may come to stand for something else.
+type Resolver interface {
+	// Resolved is the source with what its name stood for when it was opened, without secrets; "" before it was.
+	Resolved() string
+}
+
 // Body is an open source. Read returns io.EOF only after the last byte, as far as the source can tell; a broken or
 // stalled connection is NotReady. Close is always due.
 type Body struct {
@@ -43,4 +57,5 @@ type Body struct {
 	Offset    int64  // of the first byte that Read returns
 	Bytes     int64  // size of the whole file; -1 when the source does not tell
 	Validator string // names this version of the file; empty when the source has nothing fit for that
+	Ranges    bool   // the source says that it can give pieces of this version: see Ranger
 }

@@ -84,12 +84,14 @@ func imageFields(i *v1alpha1.BackingImage, now time.Time) []field {
 		{"Name", i.Name},
 		{"State", imageState(i)},
 		{"Message", i.Status.Message},
+		{"Warning", i.Status.Warning},
 		{"Source", string(i.Spec.SourceType)},
 	}
 	for _, key := range slices.Sorted(maps.Keys(i.Spec.SourceParameters)) {
 		fields = append(fields, field{"  " + key, source.RedactURL(string(i.Spec.SourceParameters[key]))})
 	}
 	return append(fields,
+		field{"Resolved source", i.Status.ResolvedSource},
 		field{"Checksum wanted", i.Spec.Checksum},
 		field{"Checksum (SHA-512)", i.Status.Checksum},
 		field{"Content digest", i.Status.ContentDigest},

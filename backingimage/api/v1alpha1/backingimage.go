@@ -16,7 +16,17 @@ const (
 
 // Keys of BackingImageSpec.SourceParameters.
 const (
-	ParameterURL = "url"
+	ParameterURL             = "url"              // download: http, https, s3 or oci
+	ParameterSecret          = "secret"           // download: the name of the secret that says who asks
+	ParameterSecretNamespace = "secret-namespace" // download: of the secret; "default" when absent
+	ParameterProxy           = "proxy"            // download: URL of the proxy to go through
+	ParameterEndpoint        = "endpoint"         // download from s3: URL of the server
+	ParameterRegion          = "region"           // download from s3
+	ParameterPathStyle       = "path-style"       // download from s3: "true" for http://server/bucket/key
+	ParameterVolumeName      = "volume-name"      // export-from-volume
+	ParameterExportType      = "export-type"      // export-from-volume: the format that a later download yields, raw or qcow2
+	ParameterBackingImage    = "backing-image"    // clone: the image to clone
+	ParameterBackupURL       = "backup-url"       // restore
 )
 
 // BackingImageSpec is what users want of an image. The controller never writes it.
@@ -24,17 +34,19 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.sourceType == oldSelf.sourceType",message="sourceType is immutable: delete the image and create it anew, or use another name"
 // +kubebuilder:validation:XValidation:rule="has(self.sourceParameters) == has(oldSelf.sourceParameters) && (!has(self.sourceParameters) || self.sourceParameters == oldSelf.sourceParameters)",message="sourceParameters are immutable: delete the image and create it anew, or use another name"
 // +kubebuilder:validation:XValidation:rule="has(self.checksum) == has(oldSelf.checksum) && (!has(self.checksum) || self.checksum == oldSelf.checksum)",message="checksum is immutable: delete the image and create it anew, or use another name"
-// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || (has(self.sourceParameters) && 'url' in self.sourceParameters && self.sourceParameters['url'].matches('^(?i)https?://[^/?#]+'))",message="sourceParameters.url: a download needs an http:// or https:// URL with a host"
-// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || !has(self.sourceParameters) || !('url' in self.sourceParameters) || !self.sourceParameters['url'].matches('^(?i)https?://[^/?#]*@')",message="sourceParameters.url: a user name or password in the URL would be readable by everyone who can read the image; remove it"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || (has(self.sourceParameters) && 'url' in self.sourceParameters && self.sourceParameters['url'].matches('^(?i)(https?|s3|oci)://[^/?#]+'))",message="sourceParameters.url: a download needs an http://, https://, s3:// or oci:// URL with a host, a bucket or a registry"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || !has(self.sourceParameters) || !('url' in self.sourceParameters) || !self.sourceParameters['url'].matches('^(?i)(https?|s3)://[^/?#]*@|^(?i)oci://[^/?#]*@[^/?#]*/')",message="sourceParameters.url: a user name or password in the URL would be readable by everyone who can read the image; put it into a secret and name that with sourceParameters.secret"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'export-from-volume' || (has(self.sourceParameters) && 'volume-name' in self.sourceParameters)",message="sourceParameters.volume-name: export-from-volume needs the volume's name"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'clone' || (has(self.sourceParameters) && 'backing-image' in self.sourceParameters)",message="sourceParameters.backing-image: clone needs the name of the image to clone"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'restore' || (has(self.sourceParameters) && 'backup-url' in self.sourceParameters)",message="sourceParameters.backup-url: restore needs the backup's URL"
 type BackingImageSpec struct {
 	// SourceType says where the bytes come from: download, upload, export-from-volume, clone or restore. Immutable.
-	// This version fetches download; the others end in state failed with that reason.
+	// This version does not restore yet: such an image ends in state failed with that reason.
 	SourceType SourceType `json:"sourceType"`
 
-	// SourceParameters of the source type; for download: url (http or https). Immutable.
+	// SourceParameters of the source type. Immutable.
+	// download: url (http, https, s3 or oci), secret and secret-namespace (who asks), proxy, and for s3 endpoint, region and
+	// path-style. export-from-volume: volume-name, export-type (raw or qcow2). clone: backing-image. upload: none.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=16
 	SourceParameters map[string]SourceParameter `json:"sourceParameters,omitempty"`
@@ -69,10 +81,27 @@ type BackingImageSpec struct {
 	// +optional
 	Prefetch bool `json:"prefetch,omitempty"`
 
+	// AccessTokens let who knows one upload this image's file, or download its content, at a node's agent. Who writes them
+	// keeps the token; only its hash is here.
+	// +optional
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=sha256
+	AccessTokens []AccessToken `json:"accessTokens,omitempty"`
+
 	// DataEngine is accepted so that Longhorn's manifests carry over; v1 is the only value.
 	// +optional
 	// +kubebuilder:validation:Enum=v1
 	DataEngine string `json:"dataEngine,omitempty"`
+}
+
+// AccessToken is a token's hash and the end of its life.
+type AccessToken struct {
+	// SHA256 of the token, in lower-case hexadecimal.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
+	SHA256 string `json:"sha256"`
+	// ExpirationTime after which the token opens nothing.
+	ExpirationTime metav1.Time `json:"expirationTime"`
 }
 
 // SourceParameter is one value of SourceParameters.
@@ -113,9 +142,15 @@ type BackingImageStatus struct {
 	// Message says in a sentence what is happening or what is wrong.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// Format of the source file: raw or qcow2.
+	// Warning says what of the source was left out, for instance snapshots inside a qcow2 file; empty when nothing was.
+	// +optional
+	Warning string `json:"warning,omitempty"`
+	// Format of the source file: raw, qcow2, vmdk, vdi, vhd or vhdx, and how it was compressed, as in qcow2+xz.
 	// +optional
 	Format string `json:"format,omitempty"`
+	// ResolvedSource is the source with what its name stood for when it was fetched: an oci:// reference with its digest.
+	// +optional
+	ResolvedSource string `json:"resolvedSource,omitempty"`
 	// Size of the source file in bytes.
 	// +optional
 	Size int64 `json:"size,omitempty"`
@@ -125,7 +160,7 @@ type BackingImageStatus struct {
 	// RealSize is what a copy occupies on a disk, in bytes.
 	// +optional
 	RealSize int64 `json:"realSize,omitempty"`
-	// Checksum is the SHA-512 of the source file, in hexadecimal.
+	// Checksum is the SHA-512 of the source file, in hexadecimal; empty for an export, which has none.
 	// +optional
 	Checksum string `json:"checksum,omitempty"`
 	// ContentDigest is the BLAKE3 root over the raw content; the same for every copy, fixed by the first.

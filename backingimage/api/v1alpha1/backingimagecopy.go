@@ -44,8 +44,14 @@ type BackingImageCopyStatus struct {
 	// ETASeconds is the time left at that rate, in seconds.
 	// +optional
 	ETASeconds int64 `json:"etaSeconds,omitempty"`
+	// Warning says what of the source was left out; empty when nothing was.
+	// +optional
+	Warning string `json:"warning,omitempty"`
 	// +optional
 	Format string `json:"format,omitempty"`
+	// ResolvedSource is the source with what its name stood for when it was fetched.
+	// +optional
+	ResolvedSource string `json:"resolvedSource,omitempty"`
 	// Size of the source file in bytes.
 	// +optional
 	Size int64 `json:"size,omitempty"`

@@ -1,0 +1,64 @@
+package node
+
+import (
+	"context"
+	"net/url"
+	"strings"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/source"
+)
+
+// source is where the bytes of an image come from that is fetched from its source.
+func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
+	switch image.Spec.SourceType {
+	case v1alpha1.SourceDownload:
+		return a.download(ctx, image.Spec.Parameters())
+	}
+	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
+}
+
+// download is the source behind a URL.
+func (a *Agent) download(ctx context.Context, parameters map[string]string) (source.Source, error) {
+	if err := source.ValidateParameters(parameters); err != nil {
+		return nil, err
+	}
+	o := a.options.Source
+	var err error
+	if o.Credential, err = a.credential(ctx, parameters); err != nil {
+		return nil, err
+	}
+	raw := parameters[v1alpha1.ParameterURL]
+	scheme, _, _ := strings.Cut(raw, "://")
+	switch strings.ToLower(scheme) {
+	case "s3", "oci":
+		return nil, backingimage.Errorf(backingimage.Unsupported, "url: %s is not in this version", scheme)
+	}
+	return source.NewHTTP(raw, o)
+}
+
+// credential is who asks for an image: what the secret says that its parameters name, and the proxy.
+func (a *Agent) credential(ctx context.Context, parameters map[string]string) (credential.Credential, error) {
+	var c credential.Credential
+	if name := parameters[v1alpha1.ParameterSecret]; name != "" {
+		ref, err := credential.NewRef(parameters[v1alpha1.ParameterSecretNamespace], name)
+		if err != nil {
+			return c, err
+		}
+		if a.options.Credentials == nil {
+			return c, backingimage.Errorf(backingimage.Precondition, "secret: %s cannot be read: this agent has no secrets", ref)
+		}
+		if c, err = credential.Load(ctx, a.options.Credentials, ref); err != nil {
+			return c, err
+		}
+	}
+	if proxy := parameters[v1alpha1.ParameterProxy]; proxy != "" {
+		if u, err := url.Parse(proxy); err != nil || u.User != nil {
+			return c, backingimage.Errorf(backingimage.Invalid, "proxy: %q is not the URL of a proxy without a login", source.RedactURL(proxy))
+		}
+		c.Proxy = credential.Secret(proxy)
+	}
+	return c, nil
+}
