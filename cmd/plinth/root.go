@@ -40,6 +40,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newVolumeCommand(c),
 		newDiskCommand(c),
 		newNodeCommand(c),
+		newSecretCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),
 	)
