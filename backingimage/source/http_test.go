@@ -183,11 +183,11 @@ func TestRedirectsAreCheckedLikeTheFirstAddress(t *testing.T) {
 	var target string
 	s := mustSource(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, target, http.StatusFound) }, source.Options{})
 	for to, says := range map[string]string{
-		"http://127.0.0.1:1/":                "cannot be reached",
+		"http://127.0.0.1:1/":                  "cannot be reached",
 		"http://[::1]:1/hunter2?token=hunter2": "loopback",
-		"http://169.254.169.254/latest":      "metadata",
-		"file:///etc/passwd":                 "file",
-		"/image?token=hunter2":                "more than 10 times",
+		"http://169.254.169.254/latest":        "metadata",
+		"file:///etc/passwd":                   "file",
+		"/image?token=hunter2":                 "more than 10 times",
 	} {
 		target = to
 		_, err := s.Open(context.Background(), 0, "")

@@ -108,8 +108,8 @@ func newPieces(ctx context.Context, cancel context.CancelFunc, s *parallel, body
 	for range buffers {
 		b.free <- nil
 	}
-	first := b.claim()
-	b.workers.Go(func() { b.fetch(first, body.ReadCloser); b.work() })
+	first, answer := b.claim(), body.ReadCloser
+	b.workers.Go(func() { b.fetch(first, answer); b.work() })
 	for range s.connections - 1 {
 		b.workers.Go(b.work)
 	}

@@ -18,6 +18,8 @@ const (
 	maxRedirects = 10
 	// maxHeaderBytes of an answer.
 	maxHeaderBytes = 256 << 10
+	// maxIdle connections of one server wait for the next piece.
+	maxIdle = 32
 	// idleTimeout is how long a connection may wait for the next piece, should nobody close it.
 	idleTimeout = 10 * time.Second
 )
@@ -49,7 +51,7 @@ func NewTransport(o Options) *http.Transport {
 		TLSHandshakeTimeout:    timeout,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		MaxIdleConnsPerHost:    max(o.Connections, http.DefaultMaxIdleConnsPerHost),
+		MaxIdleConnsPerHost:    maxIdle,
 		IdleConnTimeout:        idleTimeout,
 	}
 }
