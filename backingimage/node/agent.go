@@ -28,7 +28,7 @@ import (
 // Options of an Agent.
 type Options struct {
 	Version          string            // of this program, for StorageNode.status
-	Source           source.Options    // what downloads may reach, and how
+	Source           source.Options    // what downloads may reach, and how; 4 connections by default
 	Credentials      credential.Reader // of images' secrets; nil when there are none
 	Limits           format.Limits     // what an image may be
 	MaxFetches       int               // fetches at once; default 5
@@ -43,6 +43,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.MaxFetches == 0 {
 		o.MaxFetches = 5
+	}
+	if o.Source.Connections == 0 {
+		o.Source.Connections = 4
 	}
 	if o.Heartbeat == 0 {
 		o.Heartbeat = 20 * time.Second

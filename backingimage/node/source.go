@@ -15,7 +15,11 @@ import (
 func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
 	switch image.Spec.SourceType {
 	case v1alpha1.SourceDownload:
-		return a.download(ctx, image.Spec.Parameters())
+		s, err := a.download(ctx, image.Spec.Parameters())
+		if err != nil {
+			return nil, err
+		}
+		return source.Parallel(s, a.options.Source.Connections), nil
 	}
 	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 }
