@@ -12,13 +12,12 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
-	"plinth.dev/plinth/backingimage/source"
 )
 
 // download brings a source file into the staging directory.
 type download struct {
 	job    *Job
-	want   source.Checksum
+	want   wanted
 	meter  *meter
 	staged staging
 	stream *stream
@@ -33,10 +32,10 @@ type download struct {
 	savedTime   time.Time
 }
 
-func newDownload(job *Job, want source.Checksum, m *meter) *download {
+func newDownload(job *Job, want wanted, m *meter) *download {
 	d := &download{job: job, want: want, meter: m, staged: staging(job.Dir)}
 	d.stream = &stream{
-		source: job.Source, clock: job.Clock, patience: job.Patience, checked: !want.IsZero(),
+		source: job.Source, clock: job.Clock, patience: job.Patience, checked: want.known(),
 		arrived: m.at, broken: m.trouble, bytes: -1, lastByte: job.Clock.Now(), delay: firstDelay,
 	}
 	return d

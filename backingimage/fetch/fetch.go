@@ -152,17 +152,23 @@ func run(ctx context.Context, job *Job, report func(Progress)) (Result, error) {
 	return staged.finish(job, d.result(made), made, started)
 }
 
-// validate fills defaults and reads the checksum.
-func (j *Job) validate() (source.Checksum, error) {
+// validate fills defaults and reads the checksums.
+func (j *Job) validate() (wanted, error) {
 	if j.Dir == "" || j.Source == nil {
-		return source.Checksum{}, errors.New("fetch: a job needs a directory and a source")
+		return wanted{}, errors.New("fetch: a job needs a directory and a source")
 	}
 	if j.Clock == nil {
 		j.Clock = clock.RealClock{}
 	}
 	j.Limits = j.Limits.WithDefaults()
 	if err := j.Options.validate(); err != nil {
-		return source.Checksum{}, err
+		return wanted{}, err
 	}
-	return source.ParseChecksum(j.Checksum)
+	var want wanted
+	if s, ok := j.Source.(source.Checksummed); ok {
+		want.source = s.Checksum()
+	}
+	var err error
+	want.published, err = source.ParseChecksum(j.Checksum)
+	return want, err
 }

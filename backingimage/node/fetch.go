@@ -19,31 +19,40 @@ import (
 type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error)
 
 // plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
-// the image's source; waits tells what it has to wait for instead.
-func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
+// the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
+// may take asking a server, for which no other copy should wait.
+func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for uuid, other := range a.disks {
 		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
 			from := other.Layout().Image(c.Spec.ImageUID)
 			return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 				return fetch.CopyLocal(ctx, from, staged, report)
-			}, "", nil
+			}, ""
 		}
 	}
 	if !c.Spec.Origin {
-		return nil, "waits for the image's first copy, which another disk is making", nil
+		return nil, "waits for the image's first copy, which another disk is making"
 	}
-	from, err := a.source(ctx, image)
-	if err != nil {
-		return nil, "", err
-	}
-	job := fetch.Job{
-		Dir: staged, Image: image.Name, ImageUID: c.Spec.ImageUID, Source: from, Checksum: image.Spec.Checksum,
-		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
-	}
+	uid := c.Spec.ImageUID
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+		from, err := a.source(ctx, image)
+		if err != nil {
+			return fetch.Result{}, err
+		}
+		job := fetch.Job{
+			Dir: staged, Image: image.Name, ImageUID: uid, Source: from, Checksum: image.Spec.Checksum, ContentDigest: image.Status.ContentDigest,
+			ArchiveFolder: archiveFolder(from), Limits: a.options.Limits, Clock: a.options.Clock,
+		}
 		return fetch.Run(ctx, job, report)
-	}, "", nil
+	}, ""
+}
+
+func archiveFolder(from source.Source) string {
+	if archived, ok := from.(source.Archived); ok {
+		return archived.ArchiveFolder()
+	}
+	return ""
 }
 
 // fetch makes a copy and publishes it, reporting on the way. It runs in a goroutine of its own; ctx ends when the copy

@@ -3,15 +3,16 @@ package node
 import (
 	"context"
 	"net/url"
-	"strings"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/source"
+	"plinth.dev/plinth/backingimage/source/oci"
+	"plinth.dev/plinth/backingimage/source/s3"
 )
 
-// source is where the bytes of an image come from that is fetched from its source.
+// source is where the bytes of an image come from that is fetched from its source. It may ask a registry, for as long as minutes.
 func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
 	switch image.Spec.SourceType {
 	case v1alpha1.SourceDownload:
@@ -35,10 +36,11 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 		return nil, err
 	}
 	raw := parameters[v1alpha1.ParameterURL]
-	scheme, _, _ := strings.Cut(raw, "://")
-	switch strings.ToLower(scheme) {
-	case "s3", "oci":
-		return nil, backingimage.Errorf(backingimage.Unsupported, "url: %s is not in this version", scheme)
+	switch source.Scheme(raw) {
+	case source.SchemeS3:
+		return s3.New(parameters, o)
+	case source.SchemeOCI:
+		return oci.New(ctx, raw, o)
 	}
 	return source.NewHTTP(raw, o)
 }

@@ -57,6 +57,19 @@ type Resolver interface {
 	Resolved() string
 }
 
+// Checksummed is a Source that was told what its bytes must be. Who reads them compares, since only that one has them all and
+// in order, however many connections they came over.
+type Checksummed interface {
+	// Checksum of the whole; the zero Checksum when nobody told.
+	Checksum() Checksum
+}
+
+// Archived is a Source whose bytes are a tar archive, perhaps compressed, with the image in it.
+type Archived interface {
+	// ArchiveFolder is the folder of the archive whose one file is the image; "" when the bytes are the image's file itself.
+	ArchiveFolder() string
+}
+
 // Body is an open source. Read returns io.EOF only after the last byte, as far as the source can tell; a broken or
 // stalled connection is NotReady. Close is always due.
 type Body struct {
