@@ -36,9 +36,13 @@ const maxOutput = 64 << 10
 // Run runs a program and returns its standard output. A program that is not installed is Unsupported, one that fails
 // is an *Error, one that ctx ended is ctx's error.
 func Run(ctx context.Context, name string, args ...string) (string, error) {
-	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", args)
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return run(ctx, exec.CommandContext(ctx, name, args...), name, append(os.Environ(), "LC_ALL=C"))
+}
+
+// run runs a program that errors call name.
+func run(ctx context.Context, cmd *exec.Cmd, name string, environment []string) (string, error) {
+	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", cmd.Args[1:])
+	cmd.Env = environment
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -65,6 +69,15 @@ func ExitCode(err error) int {
 		return e.Code
 	}
 	return 0
+}
+
+// Stderr returns the end of what a program that failed wrote to standard error, "" when err is no such failure.
+func Stderr(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Stderr
+	}
+	return ""
 }
 
 // tail keeps the last maxOutput bytes written to it.

@@ -38,17 +38,26 @@ type contentStage struct{ content *contentFile }
 func (s *contentStage) work(b *block) error {
 	padded := format.Padded(int64(b.length))
 	clear(b.buffer[b.length:padded])
+	if err := s.content.grow(b.offset() + padded); err != nil {
+		return err
+	}
 	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded]})
 }
 
 func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.content.file, offset) }
 
-// sourceStage keeps a source file as it comes.
-type sourceStage struct{ file *os.File }
+// sourceStage keeps a file as it comes.
+type sourceStage struct {
+	file *os.File
+	tail *tail // reads what was written; nil when nobody does
+}
 
 func (s *sourceStage) work(b *block) error {
-	_, err := s.file.WriteAt(b.data(), b.offset())
-	return err
+	if _, err := s.file.WriteAt(b.data(), b.offset()); err != nil {
+		return err
+	}
+	s.tail.grow(b.offset() + int64(b.length))
+	return nil
 }
 
 func (s *sourceStage) note(offset int64) (any, error) { return nil, extend(s.file, offset) }
