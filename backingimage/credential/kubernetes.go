@@ -110,7 +110,9 @@ func (k *Kubernetes) List(ctx context.Context) ([]Ref, error) {
 	for _, s := range list.Items {
 		refs = append(refs, Ref{Namespace: s.Namespace, Name: s.Name})
 	}
-	slices.SortFunc(refs, func(a, b Ref) int { return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name)) })
+	slices.SortFunc(refs, func(a, b Ref) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
 	return refs, nil
 }
 

@@ -75,7 +75,10 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 	if !ok || string(image.UID) != c.Spec.ImageUID {
 		return 0, nil // the controller is about to delete the copy; its images' change brings us back
 	}
-	run, waits := a.plan(c, d, image)
+	run, waits, err := a.plan(ctx, c, d, image)
+	if err != nil {
+		return 0, a.failed(ctx, c.Name, err)
+	}
 	if waits == "" && !a.fetches.start(c.Name, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
 		waits = fmt.Sprintf("waits for one of %d running fetches on this node to end", a.options.MaxFetches)
 	}

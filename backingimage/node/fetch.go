@@ -21,18 +21,24 @@ type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Resul
 // plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
 // the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
 // may take asking a server, for which no other copy should wait.
-func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string) {
+func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for uuid, other := range a.disks {
 		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
 			from := other.Layout().Image(c.Spec.ImageUID)
 			return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 				return fetch.CopyLocal(ctx, from, staged, report)
-			}, ""
+			}, "", nil
 		}
 	}
 	if !c.Spec.Origin {
-		return nil, "waits for the image's first copy, which another disk is making"
+		return nil, "waits for the image's first copy, which another disk is making", nil
+	}
+	if run, waits, is, err := a.near(ctx, c, d, image); is {
+		return run, waits, err
+	}
+	if waits := a.waitsForSecret(ctx, image); waits != "" {
+		return nil, waits, nil
 	}
 	uid := c.Spec.ImageUID
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
@@ -45,7 +51,7 @@ func (a *Agent) plan(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1
 			ArchiveFolder: archiveFolder(from), Limits: a.options.Limits, Clock: a.options.Clock,
 		}
 		return fetch.Run(ctx, job, report)
-	}, ""
+	}, "", nil
 }
 
 func archiveFolder(from source.Source) string {

@@ -44,10 +44,11 @@ type Machine struct {
 	API   *rest.Config
 	Disks []*disk.Disk
 	Store *store.Store // a new one after each Start
+	// Credentials of images, and Exporter of volumes, from the next Start on; may be nil.
+	Credentials credential.Store
+	Exporter    node.Exporter
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
-	// Credentials are images' secrets, from the next Start on; may be nil.
-	Credentials credential.Reader
 
 	tb   testing.TB
 	logs []klog.Logger // of each Start
@@ -69,11 +70,11 @@ func (m *Machine) Start() {
 	must(m.tb, err)
 	a, err := node.New(NodeName, s, m.Disks, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		Credentials:      m.Credentials,
+		Credentials: m.Credentials, Exporter: m.Exporter,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	must(m.tb, err)
-	parts := []Part{s, a, controller.NewImages(s)}
+	parts := []Part{s, a, controller.NewImages(s, controller.Options{Credentials: m.Credentials})}
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)
 	}
