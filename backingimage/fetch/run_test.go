@@ -266,9 +266,28 @@ func TestHopelessSourcesEndTheAttemptForGood(t *testing.T) {
 	}
 }
 
+// promising tells another length than the body has.
+type promising struct {
+	http.ResponseWriter
+	length int
+}
+
+func (p *promising) WriteHeader(code int) {
+	p.Header().Set("Content-Length", strconv.Itoa(p.length))
+	p.ResponseWriter.WriteHeader(code)
+}
+
 func TestSourcesThatGiveNothingAreNotReady(t *testing.T) {
 	content := image(1, 5<<20)
+	var halves atomic.Int32
 	for name, handler := range map[string]http.HandlerFunc{
+		"hangs up each time": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"gives half and then hangs up each time": func(w http.ResponseWriter, r *http.Request) {
+			if halves.Add(1) > 1 {
+				panic(http.ErrAbortHandler)
+			}
+			(&server{content: content}).serve(&cutting{w, 3 << 20}, r)
+		},
 		"always 503":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) },
 		"asks to wait": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "600"); w.WriteHeader(429) },
 		"promises more than it has": func(w http.ResponseWriter, r *http.Request) {
@@ -279,10 +298,32 @@ func TestSourcesThatGiveNothingAreNotReady(t *testing.T) {
 			w.Header().Set("Content-Length", strconv.Itoa(len(content)))
 			(&cutting{w, 3 << 20}).Write(content)
 		},
+		"promises more than it has, in pieces too": func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+				w = &promising{w, len(content) + 1000}
+			}
+			(&server{content: content, tag: "v1"}).serve(w, r)
+		},
+		"cuts each piece before its first byte": func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") != "" {
+				panic(http.ErrAbortHandler)
+			}
+			(&server{content: content, tag: "v1"}).serve(&cutting{w, 3 << 20}, r)
+		},
+		"gives another range than it says": func(w http.ResponseWriter, r *http.Request) {
+			if from, found := strings.CutPrefix(r.Header.Get("Range"), "bytes="); found {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes 1%s/%d", from, len(content)))
+				w.WriteHeader(http.StatusPartialContent)
+				w.Write(content[:100])
+				return
+			}
+			(&server{content: content, tag: "v1"}).serve(&cutting{w, 3 << 20}, r)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			j := job(t, mustServe(t, handler))
+			inPieces(&j)
 			j.Patience = time.Second
 			if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.NotReady) {
 				t.Errorf("got %v error %v", backingimage.KindOf(err), err)

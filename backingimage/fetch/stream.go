@@ -67,7 +67,7 @@ func (s *stream) fill(ctx context.Context, p []byte) (n int, err error) {
 			continue
 		}
 		s.close()
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			if s.bytes < 0 || s.offset == s.bytes {
 				return n, io.EOF
 			}
@@ -153,6 +153,7 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	cause = &noEnd{cause}
 	if !backingimage.Is(cause, backingimage.NotReady) {
 		return cause
 	}
@@ -174,6 +175,12 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 		return nil
 	}
 }
+
+// noEnd is an error in which errors.Is finds nothing, so that an io.EOF deep in it, of a connection that broke, is not taken
+// for the end of the source. errors.As finds all that is in it.
+type noEnd struct{ error }
+
+func (e *noEnd) As(target any) bool { return errors.As(e.error, target) }
 
 func (s *stream) close() {
 	if s.body != nil {

@@ -68,6 +68,9 @@ func refusesClient(alert string) bool {
 // errUnspoken stands for what a server said that is no HTTP.
 var errUnspoken = errors.New("the connection ended with something that is no proper HTTP")
 
+// errHungUp stands for io.EOF, which to a reader means that all is well.
+var errHungUp = errors.New("it closed the connection without an answer")
+
 // told is as much of a transport's error as may be shown. net/http quotes URLs, which hold secrets, and what servers answer, which may
 // hold what we sent them.
 func told(err error) error {
@@ -75,7 +78,10 @@ func told(err error) error {
 	if errors.As(err, &outer) {
 		err = outer.Err
 	}
-	for _, plain := range []error{io.ErrUnexpectedEOF, io.EOF, net.ErrClosed, context.DeadlineExceeded} {
+	if errors.Is(err, io.EOF) {
+		return errHungUp
+	}
+	for _, plain := range []error{io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded} {
 		if errors.Is(err, plain) {
 			return plain
 		}
