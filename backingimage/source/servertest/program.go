@@ -31,7 +31,7 @@ func MustRun(tb testing.TB, command func(address string) *exec.Cmd) string {
 		output.Reset()
 		cmd.Stdout, cmd.Stderr = &output, &output
 		if err := cmd.Start(); err != nil {
-			tb.Fatalf("%v: \"make deps tools\" installs what is missing", err)
+			tb.Fatal(err)
 		}
 		ended := make(chan struct{})
 		go func() { cmd.Wait(); close(ended) }()
@@ -76,18 +76,18 @@ func MustRegistry(tb testing.TB, dir, user, password string) string {
 		must(tb, os.WriteFile(file, []byte(user+":"+string(hash)+"\n"), 0o600))
 		auth = "auth: {htpasswd: {realm: test, path: " + file + "}}\n"
 	}
-	config := filepath.Join(tb.TempDir(), "config.yml")
+	program, config := tool(tb, "docker-registry"), filepath.Join(tb.TempDir(), "config.yml")
 	return MustRun(tb, func(address string) *exec.Cmd {
 		must(tb, os.WriteFile(config, []byte("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"+
 			"storage: {filesystem: {rootdirectory: "+dir+"}, delete: {enabled: true}}\nhttp: {addr: "+address+"}\n"+auth), 0o600))
-		return exec.Command("docker-registry", "serve", config)
+		return exec.Command(program, "serve", config)
 	})
 }
 
 // MustS3 runs an S3 server over a directory, whose folders are the buckets, and returns its address. The keys are root's.
 func MustS3(tb testing.TB, dir, accessKey, secretKey string) string {
 	tb.Helper()
-	program, accounts := versitygw(tb), tb.TempDir()
+	program, accounts := tool(tb, "versitygw"), tb.TempDir()
 	return MustRun(tb, func(address string) *exec.Cmd {
 		cmd := exec.Command(program, "--port", address, "--region", "eu-test-1", "--quiet", "--iam-dir", accounts, "posix", dir)
 		cmd.Env = []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}
@@ -95,15 +95,18 @@ func MustS3(tb testing.TB, dir, accessKey, secretKey string) string {
 	})
 }
 
-// versitygw is where "make tools" puts the program.
-func versitygw(tb testing.TB) string {
+// tool is a program that "make tools" brought: one from PATH, or the newest in the user's cache.
+func tool(tb testing.TB, name string) string {
 	tb.Helper()
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
 	cache, err := os.UserCacheDir()
 	must(tb, err)
-	found, err := filepath.Glob(filepath.Join(cache, "plinth", "tools", "versitygw-*"))
+	found, err := filepath.Glob(filepath.Join(cache, "plinth", "tools", name+"*"))
 	must(tb, err)
 	if len(found) == 0 {
-		tb.Fatalf("versitygw, the S3 server of the tests, is missing in %s: run \"make tools\"", cache)
+		tb.Fatalf("%s, a server of the tests, is neither in PATH nor in %s/plinth/tools: run \"make tools\"", name, cache)
 	}
 	return found[len(found)-1]
 }
