@@ -219,12 +219,18 @@ func ParseOCI(raw string) (name.Reference, error) {
 var referenceRules = []rule{
 	{func(s string) bool { registry, _, _ := strings.Cut(s, "/"); return registry == "" }, "names no registry; write it as oci://registry/repository:tag"},
 	{func(s string) bool { _, path, _ := strings.Cut(s, "/"); return path == "" }, "names no repository; write it as oci://registry/repository:tag"},
-	{func(s string) bool { registry, _, _ := strings.Cut(s, "/"); return !isRegistry(registry) }, "does not begin with a registry; write its whole name, such as docker.io or registry.example.com:5000"},
+	{func(s string) bool { registry, _, _ := strings.Cut(s, "/"); return !isRegistry(registry) }, "does not begin with a registry; write its whole name, such as docker.io, registry.example.com:5000 or localhost:5000"},
+	{climbs, "has an empty part, or one of dots alone; write it as oci://registry/repository:tag"},
 	{func(s string) bool { _, path, _ := strings.Cut(s, "/"); return !strings.ContainsAny(path, ":@") }, "names neither a tag nor a digest; write it as oci://registry/repository:tag"},
 }
 
-// isRegistry tells a registry from the first part of a repository on Docker Hub, as docker does.
-func isRegistry(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
+// isRegistry tells a registry from the first part of a repository on Docker Hub.
+func isRegistry(s string) bool { return strings.ContainsAny(s, ".:") }
+
+// climbs reports whether a part of a path is none, or leads elsewhere.
+func climbs(path string) bool {
+	return slices.ContainsFunc(strings.Split(path, "/"), func(part string) bool { return strings.Trim(part, ".") == "" })
+}
 
 func validateOCI(parameters map[string]string) error {
 	_, err := ParseOCI(parameters[v1alpha1.ParameterURL])

@@ -30,6 +30,7 @@ var byCode = map[string]meaning{
 	"NoSuchBucket":          {backingimage.NotFound, "correct the bucket in the URL, or the endpoint; there is no such bucket"},
 	"AccessDenied":          {backingimage.Precondition, "access is refused; " + keysRemedy},
 	"InvalidAccessKeyId":    {backingimage.Precondition, "the server does not know the access key; " + keysRemedy},
+	"XAdminUserNotFound":    {backingimage.Precondition, "the server does not know the access key; " + keysRemedy}, // versitygw's
 	"SignatureDoesNotMatch": {backingimage.Precondition, "the secret access key is not the one of the access key; " + keysRemedy},
 	"InvalidToken":          {backingimage.Precondition, "the session token is not valid; " + keysRemedy},
 	"ExpiredToken":          {backingimage.Precondition, "the session token has expired; " + keysRemedy},
