@@ -14,7 +14,6 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/fetch"
-	"plinth.dev/plinth/backingimage/format"
 )
 
 // first gives only the first request this answer.
@@ -117,21 +116,24 @@ var misbehaving = map[string]func(*server){
 
 func TestMisbehavingServersGiveTheImageInTheEnd(t *testing.T) {
 	content := image(1, 9<<20+77)
+	large := image(1, 27<<20+77)
 	for name := range misbehaving {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := &server{content: content, tag: "v1"}
-			misbehaving[name](s)
-			j := job(t, mustServe(t, s))
-			result, err := fetch.Run(context.Background(), j, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			mustEqual(t, j.Dir, content, result)
-			if result.Checksum != sha512Hex(content) || result.Format != format.Raw || result.SourceBytes != int64(len(content)) {
-				t.Errorf("the result is %+v", result)
-			}
-		})
+		for format, c := range map[string]struct{ file, content []byte }{"raw": {content, content}, "raw+gz": {mustPack(t, "gz", large), large}} {
+			t.Run(name+", "+format, func(t *testing.T) {
+				t.Parallel()
+				s := &server{content: c.file, tag: "v1"}
+				misbehaving[name](s)
+				j := job(t, mustServe(t, s))
+				result, err := fetch.Run(context.Background(), j, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustEqual(t, j.Dir, c.content, result)
+				if result.Checksum != sha512Hex(c.file) || result.Format != format || result.SourceBytes != int64(len(c.file)) {
+					t.Errorf("the result is %+v", result)
+				}
+			})
+		}
 	}
 }
 
