@@ -38,15 +38,18 @@ const maxOutput = 64 << 10
 // Run runs a program and returns its standard output. A program that is not installed is Unsupported, one that fails
 // is an *Error, one that ctx ended is ctx's error.
 func Run(ctx context.Context, name string, args ...string) (string, error) {
-	return run(ctx, exec.CommandContext(ctx, name, args...), name, append(os.Environ(), "LC_ALL=C"))
+	return run(ctx, exec.CommandContext(ctx, name, args...), name, nil, append(os.Environ(), "LC_ALL=C"))
 }
 
-// run runs a program that errors call name.
-func run(ctx context.Context, cmd *exec.Cmd, name string, environment []string) (string, error) {
+// run runs a program that errors call name. Its output goes to out, or is returned when that is nil.
+func run(ctx context.Context, cmd *exec.Cmd, name string, out io.Writer, environment []string) (string, error) {
 	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", cmd.Args[1:])
 	cmd.Env = environment
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if out != nil {
+		cmd.Stdout = out
+	}
 	err := cmd.Run()
 	if err == nil {
 		return stdout.String(), nil

@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"io"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 type Sandbox struct {
 	Reads  map[string]string // files it may read: its path inside → the path outside
 	Writes map[string]string // files that exist and that it may write: as Reads
+	Output io.Writer         // gets its standard output, which Run returns otherwise; nil by default
 	// Limits, each enforced by the kernel. Beyond one the program is killed or its call fails.
 	CPU          time.Duration // of processors, whole seconds
 	MemoryBytes  int64         // of address space
@@ -58,7 +60,7 @@ func (s *Sandbox) Run(ctx context.Context, name string, args ...string) (string,
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second // for whoever still holds its output
-	out, err := run(ctx, cmd, name, []string{"LC_ALL=C", "PATH=/usr/bin:/bin"})
+	out, err := run(ctx, cmd, name, s.Output, []string{"LC_ALL=C", "PATH=/usr/bin:/bin"})
 	if stderr := Stderr(err); strings.HasPrefix(stderr, "bwrap: ") {
 		return "", backingimage.Errorf(backingimage.Unsupported, "this machine does not let a process be confined: %s; allow user namespaces, or do without", stderr)
 	}

@@ -58,7 +58,7 @@ func (f readOnce) ReadAt(p []byte, offset int64) (int, error) {
 // what was written only.
 func (d *download) convertForeign(ctx context.Context, from *image) (*manifest.Manifest, error) {
 	drive := foreign.Image{Format: from.info.Format, Path: from.file.Name()}
-	bytes, err := drive.VirtualBytes(ctx, d.job.Limits)
+	bytes, err := drive.Inspect(ctx, d.job.Limits)
 	if err != nil {
 		return nil, err
 	}

@@ -283,3 +283,25 @@ func TestBombsEndAtTheLimit(t *testing.T) {
 		})
 	}
 }
+
+func TestWrongChecksumsOfPackedFilesAreNoticedBeforeTheyAreUnpacked(t *testing.T) {
+	j := job(t, mustServe(t, &server{content: zeroBomb(t, format.Zstd, 64<<30)}))
+	j.Checksum = sha512Hex(nil)
+	if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Corrupt) || !strings.Contains(err.Error(), "checksum: ") {
+		t.Errorf("got %v error %v", backingimage.KindOf(err), err)
+	}
+	mustBeGone(t, j.Dir)
+}
+
+func TestWhatThisMachineCannotConvertIsRefusedBeforeItsDownload(t *testing.T) {
+	file := mustConvert(t, image(1, 20<<20), foreignDrivers["vmdk"]...)
+	packed := mustPack(t, format.GZip, file)
+	t.Setenv("PATH", t.TempDir())
+	for name, file := range map[string][]byte{"vmdk": file, "vmdk+gz": packed} {
+		j := job(t, mustServe(t, &server{content: file}))
+		if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Unsupported) || !strings.Contains(err.Error(), "qemu-utils, bubblewrap") {
+			t.Errorf("%s: got %v", name, err)
+		}
+		mustBeGone(t, j.Dir)
+	}
+}

@@ -15,7 +15,6 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/fetch"
-	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/source"
 )
 
@@ -154,25 +153,29 @@ func every(n int32, answer func(s *server, w http.ResponseWriter, r *http.Reques
 
 func TestMisbehavingServersGiveTheImageInTheEnd(t *testing.T) {
 	content := image(1, 9<<20+77)
+	large := image(1, 27<<20+77)
+	files := map[string]struct{ file, content []byte }{"raw": {content, content}, "raw+gz": {mustPack(t, "gz", large), large}}
 	for name := range misbehaving {
-		for _, connections := range []int{1, 3} {
-			t.Run(fmt.Sprintf("%s, over %d", name, connections), func(t *testing.T) {
-				t.Parallel()
-				s := &server{content: content, tag: "v1"}
-				misbehaving[name](s)
-				j := job(t, mustServe(t, s))
-				if connections > 1 {
-					inPieces(&j)
-				}
-				result, err := fetch.Run(context.Background(), j, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				mustEqual(t, j.Dir, content, result)
-				if result.Checksum != sha512Hex(content) || result.Format != format.Raw || result.SourceBytes != int64(len(content)) {
-					t.Errorf("the result is %+v", result)
-				}
-			})
+		for format, c := range files {
+			for _, connections := range []int{1, 3} {
+				t.Run(fmt.Sprintf("%s, %s, over %d", name, format, connections), func(t *testing.T) {
+					t.Parallel()
+					s := &server{content: c.file, tag: "v1"}
+					misbehaving[name](s)
+					j := job(t, mustServe(t, s))
+					if connections > 1 {
+						inPieces(&j)
+					}
+					result, err := fetch.Run(context.Background(), j, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					mustEqual(t, j.Dir, c.content, result)
+					if result.Checksum != sha512Hex(c.file) || result.Format != format || result.SourceBytes != int64(len(c.file)) {
+						t.Errorf("the result is %+v", result)
+					}
+				})
+			}
 		}
 	}
 }

@@ -45,23 +45,31 @@ func Ready(name string) error {
 }
 
 // Bounds of the sandbox. qemu-img keeps tables and a few buffers in memory; its threads' stacks take address space only.
+// The rates are far below those of any machine: who is slower has found something absurd to do.
 const (
 	memoryBytes    = 2 << 30
 	leastTime      = time.Minute
-	bytesPerSecond = 8 << 20 // slower than any disk it would be worth to wait for
+	sourceBytesPer = 4 << 20   // bytes of the file in a second of a processor
+	zeroBytesPer   = 128 << 20 // bytes of content
 )
 
-func (i Image) sandbox(bytes int64) *command.Sandbox {
+func (i Image) sandbox(fileBytes, virtualBytes int64) *command.Sandbox {
+	seconds := fileBytes/sourceBytesPer + virtualBytes/zeroBytesPer
 	return &command.Sandbox{
-		Reads: map[string]string{sourcePath: i.Path}, CPU: leastTime + time.Duration(bytes/bytesPerSecond)*time.Second,
-		MemoryBytes: memoryBytes, LargestBytes: bytes,
+		Reads: map[string]string{sourcePath: i.Path}, CPU: leastTime + time.Duration(seconds)*time.Second,
+		MemoryBytes: memoryBytes, LargestBytes: virtualBytes,
 	}
 }
 
-// VirtualBytes asks for the size of the content, a multiple of format.SectorBytes, within the limits. An image that
-// depends on another file is Unsupported, one that qemu-img cannot read Corrupt, one without content Invalid.
-func (i Image) VirtualBytes(ctx context.Context, limits format.Limits) (int64, error) {
-	text, err := i.sandbox(0).Run(ctx, program, "info", "--output=json", "-f", drivers[i.Format], sourcePath)
+// Inspect returns the size of the content in bytes, a multiple of format.SectorBytes and within the limits, of an image
+// that can be converted. One that depends on another file is Unsupported, one that qemu-img cannot read, or that
+// is cut, Corrupt, one without content Invalid.
+func (i Image) Inspect(ctx context.Context, limits format.Limits) (int64, error) {
+	fileBytes, err := i.fileBytes()
+	if err != nil {
+		return 0, err
+	}
+	text, err := i.sandbox(fileBytes, 0).Run(ctx, program, "info", "--output=json", "-f", drivers[i.Format], sourcePath)
 	if err != nil {
 		return 0, i.explain("read", err)
 	}
@@ -75,14 +83,22 @@ func (i Image) VirtualBytes(ctx context.Context, limits format.Limits) (int64, e
 	case d.VirtualSize == 0:
 		return 0, backingimage.Errorf(backingimage.Invalid, "the %s image's virtual size is 0; publish one that holds a disk", i.Format)
 	}
-	return format.Padded(int64(min(d.VirtualSize, 1<<62))), limits.CheckVirtual(d.VirtualSize)
+	if err := limits.CheckVirtual(d.VirtualSize); err != nil {
+		return 0, err
+	}
+	bytes := format.Padded(int64(d.VirtualSize))
+	return bytes, i.checkWhole(ctx, fileBytes, bytes)
 }
 
 // Convert writes the content to a file that exists, has the content's size in bytes, and has no data.
 func (i Image) Convert(ctx context.Context, to string, bytes int64) error {
-	s := i.sandbox(bytes)
+	fileBytes, err := i.fileBytes()
+	if err != nil {
+		return err
+	}
+	s := i.sandbox(fileBytes, bytes)
 	s.Writes = map[string]string{contentPath: to}
-	_, err := s.Run(ctx, program, "convert", "-n", "--target-is-zero", "-S", "64k", "-f", drivers[i.Format], "-O", "raw", sourcePath, contentPath)
+	_, err = s.Run(ctx, program, "convert", "-n", "--target-is-zero", "-S", "64k", "-f", drivers[i.Format], "-O", "raw", sourcePath, contentPath)
 	if err != nil {
 		return i.explain("convert", err)
 	}

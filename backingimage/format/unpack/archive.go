@@ -122,6 +122,8 @@ func kindOf(flag byte) string {
 		return "a folder"
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return "a device"
+	case tar.TypeGNUSparse:
+		return "a sparse entry; build the archive without --sparse"
 	}
 	return fmt.Sprintf("an entry of type %q", flag)
 }
