@@ -38,15 +38,22 @@ type contentStage struct{ content *contentFile }
 func (s *contentStage) work(b *block) error {
 	padded := format.Padded(int64(b.length))
 	clear(b.buffer[b.length:padded])
-	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded]})
+	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded], Extents: s.content.same(b)})
 }
 
 func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.content.file, offset) }
 
-// sourceStage keeps a source file as it comes.
-type sourceStage struct{ file *os.File }
+// sourceStage keeps a source file as it comes, or shares it with the file that it comes from.
+type sourceStage struct {
+	file *os.File
+	kept *contentFile // file, with its origin
+}
 
 func (s *sourceStage) work(b *block) error {
+	if whole := b.length - b.length%blockBytes; whole > 0 && s.kept.share(b.offset(), b.offset(), int64(whole)) {
+		_, err := s.file.WriteAt(b.data()[whole:], b.offset()+int64(whole))
+		return err
+	}
 	_, err := s.file.WriteAt(b.data(), b.offset())
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/source"
+	"plinth.dev/plinth/backingimage/transfer"
 )
 
 // attempt is one try at making a copy in the staging directory.
@@ -33,7 +34,7 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if !c.Spec.Origin {
 		return nil, "waits for the image's first copy, which another disk is making", nil
 	}
-	from, err := a.source(ctx, image)
+	from, err := a.source(ctx, image, d)
 	if err != nil {
 		return nil, "", err
 	}
@@ -41,9 +42,13 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 		Dir: staged, Image: image.Name, ImageUID: c.Spec.ImageUID, Source: from, Checksum: image.Spec.Checksum,
 		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
 	}
-	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+	run = func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 		return fetch.Run(ctx, job, report)
-	}, "", nil
+	}
+	if up, ok := from.(*transfer.Source); ok {
+		run = a.following(up, d.Layout().StagedUpload(c.Spec.ImageUID), run)
+	}
+	return run, "", nil
 }
 
 // fetch makes a copy and publishes it, reporting on the way. It runs in a goroutine of its own; ctx ends when the copy

@@ -8,14 +8,17 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/source"
 )
 
-// source is where the bytes of an image come from that is fetched from its source.
-func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
+// source is where the bytes of an image come from that is fetched from its source, for a copy on a disk.
+func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage, d *disk.Disk) (source.Source, error) {
 	switch image.Spec.SourceType {
 	case v1alpha1.SourceDownload:
 		return a.download(ctx, image.Spec.Parameters())
+	case v1alpha1.SourceUpload:
+		return a.upload(image, d)
 	}
 	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 }

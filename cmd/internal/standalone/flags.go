@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -17,6 +18,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/provisioner"
 )
@@ -34,6 +36,9 @@ type flags struct {
 	maxFetches       int
 	overProvisioning int64
 	minimalAvailable int64
+	peerListen       string
+	advertiseAddress string
+	uploadIdle       time.Duration
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -74,6 +79,9 @@ are mounted stay mounted, and are found again at the next start.`,
 	flags.IntVar(&f.maxFetches, "max-fetches", 5, "`number` of images fetched at once")
 	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
 	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes")
+	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
+	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
+	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
 	return cmd
 }
 
@@ -86,6 +94,7 @@ type Config struct {
 	apiListen   string
 	httpListen  string
 	csiEndpoint string
+	peers       peerConfig
 	agent       node.Options
 	provisioner provisioner.Options
 }
@@ -119,6 +128,9 @@ func (f *flags) config() (Config, error) {
 		if _, _, err := net.SplitHostPort(f.httpListen); err != nil {
 			return cfg, flagError("http-listen", "%w; write host:port, e.g. 127.0.0.1:9280", err)
 		}
+	}
+	if cfg.peers, err = f.peerConfig(cfg.dataDir); err != nil {
+		return cfg, err
 	}
 	return cfg, f.limits(&cfg)
 }

@@ -22,6 +22,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/csi"
 	"plinth.dev/plinth/provisioner"
@@ -100,6 +101,7 @@ type parts struct {
 	volumes *provisioner.VolumeLoop
 	csi     *csi.Server
 	http    *httpServer
+	peers   *transfer.Server
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
@@ -112,6 +114,11 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(s))
 	metrics := newMetrics(registry)
 	cfg.agent.Metrics = node.NewMetrics(registry)
+	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
+	if err != nil {
+		return nil, err
+	}
+	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
@@ -130,13 +137,16 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.peers, err = peers.server(s, disks, registry); err != nil {
+		return nil, err
+	}
 	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
 	return p, nil
 }
 
 // run starts every part under the group.
 func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http} {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http, p.peers} {
 		group.Go(func() error { return part.Run(ctx) })
 	}
 }
