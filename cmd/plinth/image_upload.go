@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -152,7 +151,7 @@ func (c *cli) send(ctx context.Context, client *store.Client, image *v1alpha1.Ba
 	a := &access{client: client, image: image.Name, uid: image.UID, clock: c.clock}
 	defer a.end()
 	meter := c.newMeter()
-	p := uploadProgress{meter: meter, what: "image " + r.name}
+	p := &transferProgress{meter: meter, what: "image " + r.name, doing: "uploading"}
 	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
 		p.total = info.Size()
 	}
@@ -186,31 +185,4 @@ func (c *cli) overtaken(ctx context.Context, client *store.Client, name string, 
 		return c.alreadyUploaded(ctx, image, file)
 	}
 	return errors.Join(fmt.Errorf("upload image %s: %w", name, cause), err)
-}
-
-// uploadProgress turns what is sent into what the meter shows.
-type uploadProgress struct {
-	meter *meter
-	what  string
-	total int64 // 0: not known
-	speed speed
-	shown time.Time
-}
-
-func (p *uploadProgress) report(sent int64, trouble error) {
-	now := p.meter.clock.Now()
-	if trouble == nil && now.Sub(p.shown) < barInterval {
-		return
-	}
-	p.shown = now
-	shown := progress{what: p.what, state: string(v1alpha1.CopyInProgress), message: "uploading", doneBytes: sent, totalBytes: p.total}
-	if trouble != nil {
-		shown.state, shown.message = "waiting", "the upload is interrupted, and will go on by itself: "+trouble.Error()
-	} else {
-		shown.bytesPerSecond = p.speed.observe(now, sent)
-		if shown.bytesPerSecond > 0 && p.total > 0 {
-			shown.secondsLeft = (p.total - sent) / shown.bytesPerSecond
-		}
-	}
-	p.meter.show(shown)
 }
