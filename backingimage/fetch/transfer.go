@@ -119,9 +119,9 @@ func (d *download) stages() []stage {
 		stages = append(stages, &hashStage{algorithm: algorithm, hashes: d.hashes, hash: hash})
 	}
 	if d.info.Format != format.Raw {
-		return append(stages, &sourceStage{d.file, d.tail})
+		return append(stages, &sourceStage{d.file, &contentFile{file: d.file, origin: localFile(d.job.Source)}, d.tail})
 	}
-	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests}})
+	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests, origin: localFile(d.job.Source)}})
 }
 
 // read fills blocks, beginning with what was read already, and gives them to the stages.

@@ -23,6 +23,7 @@ import (
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 )
 
 // Options of an Agent.
@@ -32,6 +33,9 @@ type Options struct {
 	Credentials      credential.Reader // of images' secrets; nil when there are none
 	Exporter         Exporter          // of this node's volumes; nil when there are none
 	Limits           format.Limits     // what an image may be
+	Uploads          *transfer.Uploads // what is uploaded to this node; nil when nothing can be
+	Address          string            // host:port where peers and people reach this node's server; "" when there is none
+	PublicKeyHash    string            // of that server
 	MaxFetches       int               // fetches at once; default 5
 	Heartbeat        time.Duration     // default 20 s
 	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s

@@ -37,21 +37,30 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if run, waits, is, err := a.near(ctx, c, d, image); is {
 		return run, waits, err
 	}
+	if image.Spec.SourceType == v1alpha1.SourceUpload {
+		run, err := a.receive(c, d, image)
+		return run, "", err
+	}
 	if waits := a.waitsForSecret(ctx, image); waits != "" {
 		return nil, waits, nil
 	}
-	uid := c.Spec.ImageUID
+	return a.fetchFrom(c, d, image, func(ctx context.Context) (source.Source, error) { return a.source(ctx, image) }), "", nil
+}
+
+// fetchFrom is an attempt at making a copy of the bytes that a source gives.
+func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage, open func(context.Context) (source.Source, error)) attempt {
+	job := fetch.Job{
+		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID, Checksum: image.Spec.Checksum,
+		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
+	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
-		from, err := a.source(ctx, image)
+		from, err := open(ctx)
 		if err != nil {
 			return fetch.Result{}, err
 		}
-		job := fetch.Job{
-			Dir: staged, Image: image.Name, ImageUID: uid, Source: from, Checksum: image.Spec.Checksum, ContentDigest: image.Status.ContentDigest,
-			ArchiveFolder: archiveFolder(from), Limits: a.options.Limits, Clock: a.options.Clock,
-		}
+		job.Source, job.ArchiveFolder = from, archiveFolder(from)
 		return fetch.Run(ctx, job, report)
-	}, "", nil
+	}
 }
 
 func archiveFolder(from source.Source) string {

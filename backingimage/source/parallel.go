@@ -32,6 +32,12 @@ func ParallelPieces(s Source, connections int, pieceBytes int64) Source {
 	return &parallel{Ranger: ranger, connections: connections, pieceBytes: pieceBytes}
 }
 
+var (
+	_ Checksummed = (*parallel)(nil)
+	_ Archived    = (*parallel)(nil)
+	_ Resolver    = (*parallel)(nil)
+)
+
 // parallel decorates a Ranger.
 type parallel struct {
 	Ranger
@@ -44,6 +50,22 @@ type parallel struct {
 func (s *parallel) Resolved() string {
 	if r, ok := s.Ranger.(Resolver); ok {
 		return r.Resolved()
+	}
+	return ""
+}
+
+// Checksum implements Checksummed for a source that does; any other has none.
+func (s *parallel) Checksum() Checksum {
+	if c, ok := s.Ranger.(Checksummed); ok {
+		return c.Checksum()
+	}
+	return Checksum{}
+}
+
+// ArchiveFolder implements Archived for a source that does; any other is the image itself.
+func (s *parallel) ArchiveFolder() string {
+	if a, ok := s.Ranger.(Archived); ok {
+		return a.ArchiveFolder()
 	}
 	return ""
 }

@@ -83,14 +83,19 @@ func (c *cli) createImage(ctx context.Context, r imageRequest) error {
 
 // image checks the request and is the object that it stands for.
 func (r imageRequest) image() (*v1alpha1.BackingImage, error) {
-	if err := validateName("an image", r.name); err != nil {
-		return nil, err
-	}
 	if r.url == "" {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--url is missing: say where the image is, like --url https://example.org/disk.qcow2")
 	}
 	if err := source.ValidateURL(r.url); err != nil {
 		return nil, fmt.Errorf("--%w", err) // it begins with url:
+	}
+	return r.object(v1alpha1.SourceDownload, map[string]v1alpha1.SourceParameter{v1alpha1.ParameterURL: v1alpha1.SourceParameter(r.url)})
+}
+
+// object checks all of the request but where the bytes come from, and is the object that it stands for.
+func (r imageRequest) object(from v1alpha1.SourceType, parameters map[string]v1alpha1.SourceParameter) (*v1alpha1.BackingImage, error) {
+	if err := validateName("an image", r.name); err != nil {
+		return nil, err
 	}
 	checksum := ""
 	if r.checksum != "" {
@@ -106,8 +111,8 @@ func (r imageRequest) image() (*v1alpha1.BackingImage, error) {
 	return &v1alpha1.BackingImage{
 		ObjectMeta: metav1.ObjectMeta{Name: r.name},
 		Spec: v1alpha1.BackingImageSpec{
-			SourceType:        v1alpha1.SourceDownload,
-			SourceParameters:  map[string]v1alpha1.SourceParameter{v1alpha1.ParameterURL: v1alpha1.SourceParameter(r.url)},
+			SourceType:        from,
+			SourceParameters:  parameters,
 			Checksum:          checksum,
 			MinNumberOfCopies: r.minCopies,
 			NodeSelector:      tagList(r.nodes),

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/net/http/httpproxy"
@@ -18,6 +19,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/provisioner"
 )
@@ -36,6 +38,9 @@ type flags struct {
 	downloadRanges   int
 	overProvisioning int64
 	minimalAvailable int64
+	peerListen       string
+	advertiseAddress string
+	uploadIdle       time.Duration
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -80,6 +85,9 @@ name another.`,
 	flags.IntVar(&f.downloadRanges, "download-ranges", 4, "`number` of connections that one large download uses at once")
 	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
 	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes")
+	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
+	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
+	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
 	return cmd
 }
 
@@ -92,6 +100,7 @@ type Config struct {
 	apiListen   string
 	httpListen  string
 	csiEndpoint string
+	peers       peerConfig
 	agent       node.Options
 	provisioner provisioner.Options
 }
@@ -125,6 +134,9 @@ func (f *flags) config() (Config, error) {
 		if _, _, err := net.SplitHostPort(f.httpListen); err != nil {
 			return cfg, flagError("http-listen", "%w; write host:port, e.g. 127.0.0.1:9280", err)
 		}
+	}
+	if cfg.peers, err = f.peerConfig(cfg.dataDir); err != nil {
+		return cfg, err
 	}
 	return cfg, f.limits(&cfg)
 }

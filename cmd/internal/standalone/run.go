@@ -24,6 +24,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/csi"
 	"plinth.dev/plinth/provisioner"
@@ -102,6 +103,7 @@ type parts struct {
 	volumes *provisioner.VolumeLoop
 	csi     *csi.Server
 	http    *httpServer
+	peers   *transfer.Server
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
@@ -120,6 +122,11 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	engines := newEngines(disks)
 	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
 	cfg.provisioner.Credentials = secrets
+	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
+	if err != nil {
+		return nil, err
+	}
+	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
@@ -131,6 +138,9 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 		Node:       provisioner.NewAttacher(cfg.nodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
 	})
 	if err != nil {
+		return nil, err
+	}
+	if p.peers, err = peers.server(s, disks, registry); err != nil {
 		return nil, err
 	}
 	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
@@ -151,7 +161,7 @@ func newEngines(disks []*disk.Disk) *provisioner.Engines {
 
 // run starts every part under the group.
 func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http} {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http, p.peers} {
 		group.Go(func() error { return part.Run(ctx) })
 	}
 }
