@@ -289,18 +289,26 @@ func TestCancelReturnsPromptlyAndLeavesWhatIsThere(t *testing.T) {
 
 func TestKilledAtAnyInstructionItIsCompletedByTheNext(t *testing.T) {
 	content := image(1, 24<<20)
-	for name, file := range map[string][]byte{"raw": content, "qcow2": mustQCOW2(t, content)} {
+	qcow2 := mustQCOW2(t, content)
+	for name, c := range map[string]struct {
+		file  []byte
+		query string
+	}{"raw": {content, ""}, "qcow2": {qcow2, ""}, "raw in pieces": {content, piecesQuery}, "qcow2 in pieces": {qcow2, piecesQuery}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &server{content: file, tag: "v1"}
-			url := mustServe(t, s)
+			s := &server{content: c.file, tag: "v1"}
+			url := mustServe(t, s) + c.query
 			dir := filepath.Join(t.TempDir(), "staging")
 			for range 6 {
 				c := mustStart(t, url, dir)
 				time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 				c.kill()
 			}
-			result, err := fetch.Run(context.Background(), childJob(dir, mustSource(t, url)), nil)
+			last, err := newSource(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := fetch.Run(context.Background(), childJob(dir, last), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
