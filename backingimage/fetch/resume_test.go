@@ -353,18 +353,30 @@ func TestCancelReturnsPromptlyAndLeavesWhatIsThere(t *testing.T) {
 
 func TestKilledAtAnyInstructionItIsCompletedByTheNext(t *testing.T) {
 	content, files := resumable(t)
+	type attempt struct {
+		file  []byte
+		query string
+	}
+	attempts := map[string]attempt{"raw in pieces": {files["raw"], piecesQuery}, "qcow2 in pieces": {files["qcow2"], piecesQuery}}
 	for name, file := range files {
+		attempts[name] = attempt{file, ""}
+	}
+	for name, c := range attempts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &server{content: file, tag: "v1"}
-			url := mustServe(t, s)
+			s := &server{content: c.file, tag: "v1"}
+			url := mustServe(t, s) + c.query
 			dir := filepath.Join(t.TempDir(), "staging")
 			for range 6 {
 				c := mustStart(t, url, dir)
 				time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 				c.kill()
 			}
-			result, err := fetch.Run(context.Background(), childJob(dir, mustSource(t, url)), nil)
+			last, err := newSource(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := fetch.Run(context.Background(), childJob(dir, last), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -28,11 +28,15 @@ type route struct {
 	own     *url.URL    // the image's proxy
 	err     error       // why there is no own proxy although there should be one
 	named   sync.Map    // addresses of the administrator's proxies that were used
+	unknown sync.Map    // names that did not resolve here, and when that was
 }
 
 // lookupTimeout bounds finding out what a name behind a proxy stands for: without a way out but the proxy there is often
 // no name server that knows it.
 const lookupTimeout = 2 * time.Second
+
+// unknownTime is for how long a name that did not resolve is not looked up again.
+const unknownTime = time.Minute
 
 func newRoute(o Options, timeout time.Duration) *route {
 	if o.Resolver == nil {
@@ -110,18 +114,30 @@ func (r *route) check(ctx context.Context, host string) error {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return deny(addr, r.options.AllowCIDRs)
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
-	addrs, err := r.options.Resolver.LookupNetIP(ctx, "ip", host)
-	if err != nil && isLocalName(host) {
-		addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	}
-	for _, addr := range addrs {
+	for _, addr := range r.lookup(ctx, host) {
 		if err := deny(addr, r.options.AllowCIDRs); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lookup returns what a name stands for here, nothing when that cannot be found out. It does not try again for a while then:
+// each piece of a download would wait for it.
+func (r *route) lookup(ctx context.Context, host string) []netip.Addr {
+	if isLocalName(host) {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	}
+	if since, unknown := r.unknown.Load(host); unknown && time.Since(since.(time.Time)) < unknownTime {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	addrs, err := r.options.Resolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		r.unknown.Store(host, time.Now())
+	}
+	return addrs
 }
 
 // isLocalName reports whether a name is loopback wherever it is resolved (RFC 6761, 6.3).
