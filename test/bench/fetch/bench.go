@@ -69,6 +69,8 @@ func (b *bench) run(ctx context.Context) error {
 func (b *bench) duels() []duel {
 	list := []duel{
 		{"download-raw", 1.3, b.fetch("raw.img", total), b.curl("raw.img")},
+		{"decompress-zstd", 1.25, b.fetch("content.zst", total), b.decompress("content.zst", "zstd")},
+		{"decompress-gzip", 1.25, b.fetch("content.gz", total), b.decompress("content.gz", "gzip")},
 		{"convert-qcow2-zlib", 1.3, b.fetch("zlib.qcow2", conversion), b.qemu("zlib.qcow2")},
 		{"convert-qcow2-zstd", 1.3, b.fetch("zstd.qcow2", conversion), b.qemu("zstd.qcow2")},
 		{"convert-qcow2-plain", 1.1, b.fetch("plain.qcow2", conversion), b.qemu("plain.qcow2")},
@@ -134,6 +136,12 @@ func (b *bench) shell(script string, args ...string) func(context.Context) (figu
 func (b *bench) curl(name string) func(context.Context) (figure, error) {
 	return func(ctx context.Context) (figure, error) {
 		return b.shell(`curl -sf "$1" | tee "$2" | sha512sum; sync "$2"`, b.url+name, filepath.Join(b.work, "rival"))(ctx)
+	}
+}
+
+func (b *bench) decompress(name, tool string) func(context.Context) (figure, error) {
+	return func(ctx context.Context) (figure, error) {
+		return b.shell(`curl -sf "$1" | "$3" -dc > "$2"; sync "$2"`, b.url+name, filepath.Join(b.work, "rival"), tool)(ctx)
 	}
 }
 

@@ -12,19 +12,24 @@ import (
 	"strings"
 )
 
-// prepare makes the images: a dense raw one, and qcow2 ones of real files.
+// prepare makes the images: a dense raw one, and compressed ones of real files.
 func (b *bench) prepare(ctx context.Context) error {
 	if err := b.dense(b.files + "/raw.img"); err != nil {
 		return fmt.Errorf("make the raw image: %w", err)
 	}
-	if b.only != "" && !strings.Contains("convert-qcow2-zlib convert-qcow2-zstd convert-qcow2-plain", b.only) {
+	if b.only != "" && !strings.Contains("decompress-zstd decompress-gzip convert-qcow2-zlib convert-qcow2-zstd convert-qcow2-plain", b.only) {
 		return nil
 	}
 	content := b.files + "/content"
 	if err := b.realistic(ctx, content); err != nil {
-		return fmt.Errorf("make the content of the qcow2 images: %w", err)
+		return fmt.Errorf("make the content of the compressed images: %w", err)
 	}
 	defer os.Remove(content)
+	for _, tool := range []string{"zstd", "gzip"} {
+		if out, err := exec.CommandContext(ctx, tool, "-kf", content).CombinedOutput(); err != nil {
+			return fmt.Errorf("make the image for %s: %w: %s", tool, err, out)
+		}
+	}
 	for name, options := range map[string][]string{
 		"zlib.qcow2":  {"-c"},
 		"zstd.qcow2":  {"-c", "-o", "compression_type=zstd"},
