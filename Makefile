@@ -18,8 +18,8 @@ CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.21.0
 
 # Programs that a target runs, and the Debian packages that have them.
 RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
-TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img mkfs.btrfs curl gcc
-PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs curl gcc libc6-dev
+TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc
+PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev
 
 # Servers that the tests of sources run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry,
 # unpacked from its Debian package because installing that would start a service.
@@ -29,8 +29,8 @@ VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
 REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets

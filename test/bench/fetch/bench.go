@@ -75,6 +75,8 @@ func (b *bench) duels() []duel {
 		{"convert-qcow2-zlib", 1.3, b.fetch(b.url+"zlib.qcow2", conversion), b.qemu("zlib.qcow2")},
 		{"convert-qcow2-zstd", 1.3, b.fetch(b.url+"zstd.qcow2", conversion), b.qemu("zstd.qcow2")},
 		{"convert-qcow2-plain", 1.1, b.fetch(b.url+"plain.qcow2", conversion), b.qemu("plain.qcow2")},
+		{"decompress-zstd", 1.25, b.fetch(b.url+"content.zst", total), b.decompress("content.zst", "zstd")},
+		{"decompress-gzip", 1.25, b.fetch(b.url+"content.gz", total), b.decompress("content.gz", "gzip")},
 	}
 	if b.memoryBytes > 0 {
 		url := fmt.Sprintf("%sgenerated/%d", b.url, b.memoryBytes)
@@ -137,6 +139,12 @@ func (b *bench) shell(script string, args ...string) func(context.Context) (figu
 func (b *bench) curl(name string) func(context.Context) (figure, error) {
 	return func(ctx context.Context) (figure, error) {
 		return b.shell(`curl -sf "$1" | tee "$2" | sha512sum; sync "$2"`, b.url+name, filepath.Join(b.work, "rival"))(ctx)
+	}
+}
+
+func (b *bench) decompress(name, tool string) func(context.Context) (figure, error) {
+	return func(ctx context.Context) (figure, error) {
+		return b.shell(`curl -sf "$1" | "$3" -dc > "$2"; sync "$2"`, b.url+name, filepath.Join(b.work, "rival"), tool)(ctx)
 	}
 }
 

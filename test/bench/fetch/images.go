@@ -22,7 +22,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		{"download-raw", func() error { return b.dense("raw.img", b.bytes) }},
 		{"download-ranges", func() error { return b.dense("ranges.img", b.bytes/8) }},
 		{"download-sparse", func() error { return b.spread("sparse.img", 5*b.bytes, stretchBytes, 20*stretchBytes) }},
-		{"convert-qcow2-zlib convert-qcow2-zstd convert-qcow2-plain", func() error { return b.qcow2(ctx) }},
+		{"convert-qcow2-zlib convert-qcow2-zstd convert-qcow2-plain decompress-zstd decompress-gzip", func() error { return b.compressed(ctx) }},
 	} {
 		if !strings.Contains(p.cases, b.only) {
 			continue
@@ -37,13 +37,18 @@ func (b *bench) prepare(ctx context.Context) error {
 // sparseData is how many bytes of the sparse image are not zero: one stretch in twenty of five times -bytes.
 func (b *bench) sparseData() int64 { return b.bytes / 4 }
 
-// qcow2 makes the images that are converted.
-func (b *bench) qcow2(ctx context.Context) error {
+// compressed makes the images that are converted or decompressed.
+func (b *bench) compressed(ctx context.Context) error {
 	content := b.files + "/content"
 	if err := b.realistic(ctx, content); err != nil {
-		return fmt.Errorf("make the content of the qcow2 images: %w", err)
+		return fmt.Errorf("make the content of the compressed images: %w", err)
 	}
 	defer os.Remove(content)
+	for _, tool := range []string{"zstd", "gzip"} {
+		if out, err := exec.CommandContext(ctx, tool, "-kf", content).CombinedOutput(); err != nil {
+			return fmt.Errorf("make the image for %s: %w: %s", tool, err, out)
+		}
+	}
 	for name, options := range map[string][]string{
 		"zlib.qcow2":  {"-c"},
 		"zstd.qcow2":  {"-c", "-o", "compression_type=zstd"},
