@@ -30,6 +30,7 @@ type Options struct {
 	Version          string            // of this program, for StorageNode.status
 	Source           source.Options    // what downloads may reach, and how
 	Credentials      credential.Reader // of images' secrets; nil when there are none
+	Openers          map[string]Opener // of sources beside http and https, by scheme: they are large, so that not every program links them
 	Limits           format.Limits     // what an image may be
 	MaxFetches       int               // fetches at once; default 5
 	Heartbeat        time.Duration     // default 20 s

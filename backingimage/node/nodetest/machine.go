@@ -43,6 +43,8 @@ type Machine struct {
 	Store *store.Store // a new one after each Start
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
+	// Change changes the agent's options at each Start; may be nil.
+	Change func(*node.Options)
 
 	tb   testing.TB
 	stop func()
@@ -61,10 +63,14 @@ func (m *Machine) Start() {
 	m.tb.Helper()
 	s, err := store.New(m.API, store.Options{})
 	must(m.tb, err)
-	a, err := node.New(NodeName, s, m.Disks, node.Options{
+	o := node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
-	})
+	}
+	if m.Change != nil {
+		m.Change(&o)
+	}
+	a, err := node.New(NodeName, s, m.Disks, o)
 	must(m.tb, err)
 	parts := []Part{s, a, controller.NewImages(s)}
 	if m.More != nil {

@@ -79,6 +79,9 @@ are mounted stay mounted, and are found again at the next start.`,
 
 // Config is what the flags mean.
 type Config struct {
+	// Openers of image sources, given by the binary that links them.
+	Openers map[string]node.Opener
+
 	dataDir     string
 	nodeName    string
 	disks       []string

@@ -111,7 +111,7 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(s))
 	metrics := newMetrics(registry)
-	cfg.agent.Metrics = node.NewMetrics(registry)
+	cfg.agent.Metrics, cfg.agent.Openers = node.NewMetrics(registry), cfg.Openers
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
