@@ -35,16 +35,14 @@ func TestImagesComeFromObjectStoresAndRegistries(t *testing.T) {
 	must(t, secrets.Put(context.Background(), credential.Ref{Namespace: "vms", Name: "keys"}, map[string][]byte{
 		credential.KeyAccessKeyID: []byte("AKIATEST"), credential.KeySecretKey: []byte("hunter2"),
 	}))
-	m.Change = func(o *node.Options) {
-		o.Credentials = secrets
-		o.Openers = map[string]node.Opener{
-			source.SchemeS3: func(_ context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
-				return s3.New(parameters, o)
-			},
-			source.SchemeOCI: func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
-				return oci.New(ctx, parameters["url"], o)
-			},
-		}
+	m.Credentials = secrets
+	m.Openers = map[string]node.Opener{
+		source.SchemeS3: func(_ context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
+			return s3.New(parameters, o)
+		},
+		source.SchemeOCI: func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
+			return oci.New(ctx, parameters["url"], o)
+		},
 	}
 	m.Start()
 	content := servertest.Image(1, 4<<20)
@@ -98,7 +96,7 @@ func TestImagesComeFromObjectStoresAndRegistries(t *testing.T) {
 			t.Errorf("message is %q", i.Status.Message)
 		}
 		m.Stop()
-		m.Change = nil
+		m.Openers = nil
 		m.Start()
 		m.CreateImage("unlinked", "oci://"+registry+"/nothing:1", "", 1)
 		if i := m.UntilState("unlinked", v1alpha1.CopyFailed); !strings.Contains(i.Status.Message, "built without oci://") {

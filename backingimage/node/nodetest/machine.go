@@ -17,6 +17,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/source"
@@ -38,13 +39,14 @@ type Part interface{ Run(context.Context) error }
 
 // Machine is an agent, the image controller and their store.
 type Machine struct {
-	API   *rest.Config
-	Disks []*disk.Disk
-	Store *store.Store // a new one after each Start
+	API     *rest.Config
+	Openers map[string]node.Opener // of sources, from the next Start on; may be nil
+	Disks   []*disk.Disk
+	Store   *store.Store // a new one after each Start
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
-	// Change changes the agent's options at each Start; may be nil.
-	Change func(*node.Options)
+	// Credentials are images' secrets, from the next Start on; may be nil.
+	Credentials credential.Reader
 
 	tb   testing.TB
 	stop func()
@@ -63,14 +65,11 @@ func (m *Machine) Start() {
 	m.tb.Helper()
 	s, err := store.New(m.API, store.Options{})
 	must(m.tb, err)
-	o := node.Options{
+	a, err := node.New(NodeName, s, m.Disks, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
-	}
-	if m.Change != nil {
-		m.Change(&o)
-	}
-	a, err := node.New(NodeName, s, m.Disks, o)
+		Credentials:      m.Credentials,
+		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second, Openers: m.Openers,
+	})
 	must(m.tb, err)
 	parts := []Part{s, a, controller.NewImages(s)}
 	if m.More != nil {
