@@ -32,6 +32,7 @@ type Options struct {
 	Source           source.Options    // what downloads may reach, and how; 4 connections by default
 	Credentials      credential.Reader // of images' secrets; nil when there are none
 	Exporter         Exporter          // of this node's volumes; nil when there are none
+	Openers          map[string]Opener // of sources beside http and https, by scheme: they are large, so that not every program links them
 	Limits           format.Limits     // what an image may be
 	Uploads          *transfer.Uploads // what is uploaded to this node; nil when nothing can be
 	Address          string            // host:port where peers and people reach this node's server; "" when there is none

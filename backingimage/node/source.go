@@ -8,8 +8,6 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/source"
-	"plinth.dev/plinth/backingimage/source/oci"
-	"plinth.dev/plinth/backingimage/source/s3"
 )
 
 // source is where the bytes of an image come from that is fetched from its source. It may ask a registry, for as long as minutes.
@@ -36,14 +34,21 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 		return nil, err
 	}
 	raw := parameters[v1alpha1.ParameterURL]
-	switch source.Scheme(raw) {
-	case source.SchemeS3:
-		return s3.New(parameters, o)
-	case source.SchemeOCI:
-		return oci.New(ctx, raw, o)
+	switch scheme := source.Scheme(raw); scheme {
+	case source.SchemeHTTP, source.SchemeHTTPS:
+		return source.NewHTTP(raw, o)
+	default:
+		open, linked := a.options.Openers[scheme]
+		if !linked {
+			return nil, backingimage.Errorf(backingimage.Unsupported, "url: this program was built without %s://; use another source", scheme)
+		}
+		return open(ctx, parameters, o)
 	}
-	return source.NewHTTP(raw, o)
 }
+
+// Opener makes the source of parameters that source.ValidateParameters accepts. It may ask a server, for as long as minutes; its
+// errors are those of source.Source.
+type Opener func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error)
 
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {

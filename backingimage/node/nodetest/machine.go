@@ -47,6 +47,7 @@ type Machine struct {
 	// Credentials of images, and Exporter of volumes, from the next Start on; may be nil.
 	Credentials credential.Store
 	Exporter    node.Exporter
+	Openers     map[string]node.Opener // of sources, from the next Start on; may be nil
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -70,7 +71,7 @@ func (m *Machine) Start() {
 	must(m.tb, err)
 	a, err := node.New(NodeName, s, m.Disks, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		Credentials: m.Credentials, Exporter: m.Exporter,
+		Credentials: m.Credentials, Exporter: m.Exporter, Openers: m.Openers,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	must(m.tb, err)

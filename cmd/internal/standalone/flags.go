@@ -93,6 +93,9 @@ name another.`,
 
 // Config is what the flags mean.
 type Config struct {
+	// Openers of image sources, given by the binary that links them.
+	Openers map[string]node.Opener
+
 	dataDir     string
 	nodeName    string
 	disks       []string

@@ -121,7 +121,7 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	}
 	engines := newEngines(disks)
 	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
-	cfg.provisioner.Credentials = secrets
+	cfg.agent.Openers, cfg.provisioner.Credentials = cfg.Openers, secrets
 	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
 	if err != nil {
 		return nil, err
