@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk"
 )
 
 // Uploads are the uploads of one agent: what the server writes and the fetches read. Each has a directory of its own,
@@ -74,7 +75,7 @@ func (u *Uploads) at(uid, dir string) (*upload, error) {
 	return up, nil
 }
 
-// Drop ends an upload and removes what it brought. Whoever reads or writes it is told. No such upload is success.
+// Drop ends an upload and removes what it brought from the disk's staging directory. Whoever reads or writes it is told. No such upload is success.
 func (u *Uploads) Drop(dir string) error {
 	u.mu.Lock()
 	up := u.byDir[dir]
@@ -83,7 +84,7 @@ func (u *Uploads) Drop(dir string) error {
 	if up != nil {
 		up.change(func() { up.dropped = true })
 	}
-	return os.RemoveAll(dir)
+	return disk.Layout(filepath.Dir(filepath.Dir(dir))).Remove(dir)
 }
 
 // file holds the bytes.

@@ -52,11 +52,14 @@ func (c *cli) downloadImage(ctx context.Context, r downloadRequest) error {
 	if err != nil {
 		return err
 	}
-	image, err := images.get(ctx, client, r.name)
-	if err != nil {
-		return err
+	image, why, err := readyImage(ctx, client, r.name)
+	if err == nil && image == nil {
+		err = backingimage.Errorf(backingimage.NotReady, "image %s is not ready: %s; wait for it: plinth image wait %s", r.name, why, r.name)
 	}
-	if err := r.complete(image); err != nil {
+	if err == nil {
+		err = r.complete(image)
+	}
+	if err != nil {
 		return err
 	}
 	a := &access{client: client, image: image.Name, uid: image.UID, clock: c.clock}
@@ -77,9 +80,6 @@ func (c *cli) downloadImage(ctx context.Context, r downloadRequest) error {
 
 // complete fills in what the flags leave to the image, and checks it all.
 func (r *downloadRequest) complete(image *v1alpha1.BackingImage) error {
-	if image.Status.State != v1alpha1.CopyReady || image.Status.ContentDigest == "" {
-		return backingimage.Errorf(backingimage.NotReady, "image %s is not ready: %s; wait for it: plinth image wait %s", image.Name, cmp.Or(image.Status.Message, imageState(image)), image.Name)
-	}
 	r.format = cmp.Or(r.format, string(image.Spec.SourceParameters[v1alpha1.ParameterExportType]), format.Raw)
 	if r.format != format.Raw && r.format != format.QCOW2 {
 		return backingimage.Errorf(backingimage.Invalid, "--format: %q is not a format that images are written in; use raw or qcow2", r.format)

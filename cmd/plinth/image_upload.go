@@ -70,6 +70,11 @@ func (c *cli) uploadImage(ctx context.Context, r uploadRequest) error {
 		return err
 	}
 	defer file.Close()
+	return c.uploadFile(ctx, r, wanted, file, rate)
+}
+
+// uploadFile makes the image where need be, sends the file, and waits.
+func (c *cli) uploadFile(ctx context.Context, r uploadRequest, wanted *v1alpha1.BackingImage, file *os.File, rate int64) error {
 	client, err := c.client()
 	if err != nil {
 		return err
@@ -78,8 +83,12 @@ func (c *cli) uploadImage(ctx context.Context, r uploadRequest) error {
 	if err != nil {
 		return err
 	}
-	if image.Status.State == v1alpha1.CopyReady {
-		return c.alreadyUploaded(ctx, image, file)
+	ready, _, err := readyImage(ctx, client, image.Name)
+	switch {
+	case err != nil:
+		return err
+	case ready != nil:
+		return c.alreadyUploaded(ctx, ready, file)
 	}
 	if err := c.send(ctx, client, image, file, r, rate); err != nil {
 		return err
@@ -180,8 +189,8 @@ func resumable(err error) bool {
 
 // overtaken is for a Conflict: when its cause is that the image is ready meanwhile, of this file, all is well.
 func (c *cli) overtaken(ctx context.Context, client *store.Client, name string, file *os.File, cause error) error {
-	image, err := images.get(ctx, client, name)
-	if err == nil && image.Status.State == v1alpha1.CopyReady {
+	image, _, err := readyImage(ctx, client, name)
+	if err == nil && image != nil {
 		return c.alreadyUploaded(ctx, image, file)
 	}
 	return errors.Join(fmt.Errorf("upload image %s: %w", name, cause), err)

@@ -277,8 +277,10 @@ func TestUploadToAFullDisk(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	u.MustCLI("image", "upload", u.raw, "--name", "full", "--timeout", "3m")
-	u.sameContent(t, "full", u.raw)
+	u.MustCLI("image", "upload", u.raw, "--name", "full", "--wait=false")
+	if info, err := os.Stat(filepath.Join(u.staging(), "upload-"+u.uid(t, "full"), u.uid(t, "full"))); err == nil && info.Size() != 64<<20 {
+		t.Errorf("%d bytes are there of %d", info.Size(), 64<<20)
+	}
 }
 
 // command is plinth, not started yet.
