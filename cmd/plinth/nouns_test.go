@@ -141,7 +141,7 @@ func imageFromWhatIsHere(t *testing.T, u *user) {
 	u.refused(t, 3, []string{`"nowhere"`}, "image", "create", "none", "--from-volume", "nowhere", "--wait")
 	u.refused(t, 3, []string{"there is no image nowhere"}, "image", "create", "none-either", "--clone-of", "nowhere", "--wait")
 	for _, v := range []string{"build", "release"} {
-		u.MustCLI("volume", "unmount", u.path(v))
+		u.MustCLI("volume", "unmount", u.path(v), "--staging-dir", u.staging)
 		u.MustCLI("volume", "rm", v)
 	}
 	u.MustCLI("image", "rm", "exported", "cloned", "none", "none-either")
