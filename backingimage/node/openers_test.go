@@ -1,8 +1,10 @@
 package node_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -86,6 +89,22 @@ func TestImagesComeFromObjectStoresAndRegistries(t *testing.T) {
 		if want := "oci://" + registry + "/vms/fedora@" + digest.String(); i.Status.ResolvedSource != want {
 			t.Errorf("resolved as %q, want %q", i.Status.ResolvedSource, want)
 		}
+	})
+
+	t.Run("a containerDisk's file is taken out of its layer", func(t *testing.T) {
+		registry := servertest.MustRegistry(t, t.TempDir(), "", "")
+		var layer bytes.Buffer
+		w := tar.NewWriter(&layer)
+		must(t, w.WriteHeader(&tar.Header{Name: "disk/fedora.img", Mode: 0o644, Size: int64(len(content))}))
+		_, err := w.Write(content)
+		must(t, errors.Join(err, w.Close()))
+		image, err := mutate.AppendLayers(empty.Image, static.NewLayer(layer.Bytes(), types.DockerUncompressedLayer))
+		must(t, err)
+		ref, err := name.ParseReference(registry + "/vms/fedora:disk")
+		must(t, err)
+		must(t, remote.Write(ref, image))
+		m.CreateImage("container", "oci://"+registry+"/vms/fedora:disk", "", 1)
+		mustHold(t, m, m.UntilReady("container", "1/1"), content)
 	})
 
 	t.Run("what a registry does not have fails for good, and what is not linked says so", func(t *testing.T) {

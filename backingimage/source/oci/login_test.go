@@ -31,6 +31,7 @@ func logins(registry, user, password string) map[string]credential.Credential {
 		"user and password":    {Username: credential.Secret(user), Password: credential.Secret(password)},
 		"docker configuration": {DockerConfig: config(registry)},
 		"docker's older form":  {DockerConfig: config("https://" + registry + "/v1/")},
+		"the nearest of many":  {DockerConfig: credential.Secret(fmt.Sprintf(`{"auths": {%q: {"auth": "bm9ib2R5Og=="}, %q: {"auth": %q}, %q: {"auth": "bm9ib2R5Og=="}}}`, registry, registry+"/disk", auth, registry+"/disks"))},
 		"in plain words":       {DockerConfig: credential.Secret(fmt.Sprintf(`{"auths": {%q: {"username": %q, "password": %q}}}`, registry, user, password))},
 	}
 }
@@ -160,7 +161,9 @@ func TestTokensAreFetched(t *testing.T) {
 			w.Header().Set("Content-Length", "100")
 			fmt.Fprint(w, "{")
 		}, backingimage.NotReady, "EOF"},
-		"to metadata": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound) }, backingimage.Precondition, "metadata"},
+		"to metadata": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
+		}, backingimage.Precondition, "metadata"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			mustRefuse(t, tokenServer(t, registry, c.give)+"/disk:1", options(), c.kind, c.says)

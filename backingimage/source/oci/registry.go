@@ -35,7 +35,7 @@ const asBlob = "application/octet-stream"
 
 // login asks the registry how it wants to be asked, and gets its token.
 func login(ctx context.Context, shown string, repository name.Repository, o source.Options) (*registry, error) {
-	auth, err := authenticator(o.Credential, repository.RegistryStr())
+	auth, err := authenticator(o.Credential, repository)
 	if err != nil {
 		return nil, err
 	}
@@ -58,8 +58,9 @@ func login(ctx context.Context, shown string, repository name.Repository, o sour
 	return r, done.Close()
 }
 
-// authenticator is what the credential has for a registry: a token, a login, or what a .dockerconfigjson says of it.
-func authenticator(c credential.Credential, host string) (authn.Authenticator, error) {
+// authenticator is what the credential has for a repository: a token, a login, or what a .dockerconfigjson says of it or of its
+// registry.
+func authenticator(c credential.Credential, repository name.Repository) (authn.Authenticator, error) {
 	switch {
 	case c.Token != "":
 		return authn.FromConfig(authn.AuthConfig{RegistryToken: c.Token.Reveal()}), nil
@@ -74,25 +75,27 @@ func authenticator(c credential.Credential, host string) (authn.Authenticator, e
 	if json.Unmarshal([]byte(c.DockerConfig.Reveal()), &config) != nil { // its error may quote the text
 		return nil, backingimage.Errorf(backingimage.Invalid, "secret: key %q cannot be read; make it with \"docker login\" or \"kubectl create secret docker-registry\"", credential.KeyDockerConfig)
 	}
+	found, best := authn.Anonymous, ""
 	for server, login := range config.Auths {
-		if hostOf(server) == host {
-			return authn.FromConfig(login), nil
+		if prefix := prefixOf(server); len(prefix) > len(best) && strings.HasPrefix(repository.Name()+"/", prefix) {
+			found, best = authn.FromConfig(login), prefix
 		}
 	}
-	return authn.Anonymous, nil
+	return found, nil
 }
 
-// hostOf is the registry that an entry of a docker configuration is for: "https://index.docker.io/v1/", "ghcr.io". Docker Hub
-// has two names.
-func hostOf(server string) string {
+// prefixOf is what the names of the repositories begin with that an entry of a docker configuration is for: a registry
+// ("https://index.docker.io/v1/", "ghcr.io") or a part of one ("ghcr.io/vms"). Docker Hub has two names.
+func prefixOf(server string) string {
 	if _, rest, found := strings.Cut(server, "://"); found {
 		server = rest
 	}
-	host, _, _ := strings.Cut(server, "/")
-	if host == "docker.io" {
-		return name.DefaultRegistry
+	server = strings.TrimRight(server, "/")
+	server = strings.TrimSuffix(strings.TrimSuffix(server, "/v1"), "/v2")
+	if rest, found := strings.CutPrefix(server+"/", "docker.io/"); found {
+		return name.DefaultRegistry + "/" + rest
 	}
-	return host
+	return server + "/"
 }
 
 // networkError is a request that brought no answer, as the transport has it.
