@@ -37,7 +37,7 @@ func checksum(sum string) func(*v1alpha1.BackingImageSpec) {
 	return func(s *v1alpha1.BackingImageSpec) { s.Checksum = sum }
 }
 
-const needsURL = "sourceParameters.url: a download needs an http:// or https:// URL with a host"
+const needsURL = "sourceParameters.url: a download needs an http://, https://, s3:// or oci:// URL with a host, a bucket or a registry"
 
 func testCreate(t *testing.T, c *store.Client) {
 	hex := strings.Repeat("aB", 32)
@@ -54,11 +54,16 @@ func testCreate(t *testing.T, c *store.Client) {
 		"a URL without host":              {url("http:///x"), needsURL},
 		"a path":                          {url("/x"), needsURL},
 		"a scheme in the wrong place":     {url(" http://example.com/x"), needsURL},
-		"a password in the URL":           {url("https://me:secret@example.com/x"), "a user name or password in the URL would be readable by everyone who can read the image; remove it"},
+		"a password in the URL":           {url("https://me:secret@example.com/x"), "a user name or password in the URL would be readable by everyone who can read the image; put it into a secret and name that with sourceParameters.secret"},
 		"a user in the URL":               {url("https://me@example.com/x"), "a user name or password in the URL"},
 		"a URL of 4,097 characters":       {url("http://e/" + v1alpha1.SourceParameter(strings.Repeat("x", 4088))), "may not be more than 4096"},
 		"an at sign in the path":          {url("https://example.com/me@home"), ""},
 		"an http URL with a port":         {url("http://example.com:8080/x?y=z#f"), ""},
+		"an object":                       {url("s3://bucket/key"), ""},
+		"an object with an at sign":       {url("s3://bucket/me@home"), ""},
+		"a key in an object's URL":        {url("s3://key:secret@bucket/key"), "a user name or password in the URL"},
+		"a tag and a digest":              {url("oci://registry.example.com:5000/disks/fedora:42@sha256:" + v1alpha1.SourceParameter(hex)), ""},
+		"a login in a registry's URL":     {url("oci://me:secret@registry.example.com/x:1"), "a user name or password in the URL"},
 		"an IPv6 host":                    {url("http://[2001:db8::1]/x"), ""},
 		"an upper-case scheme":            {url("HTTPS://example.com/x"), ""},
 		"an unknown source type":          {source("fetch", nil), `Unsupported value: "fetch"`},
