@@ -26,8 +26,9 @@ func (i *image) close() {
 	*i = image{}
 }
 
-// insideBlocks are the blocks between the decoder and the disk.
-const insideBlocks = 4
+// insideBlocks are the blocks between the decoder and the disk: one is filled while another is written. More would only leave the
+// processor's caches before they are.
+const insideBlocks = 2
 
 // unpack makes the image out of the packed source file, which it reads as it grows. What a killed attempt unpacked is
 // made anew: a decoder's state cannot be stored, and unpacking from the disk is faster than downloading.

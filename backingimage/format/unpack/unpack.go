@@ -45,7 +45,7 @@ func Open(name string, r io.Reader) (io.Reader, error) {
 	case format.GZip:
 		u.decoder, err = newMembers(buffered)
 	case format.Zstd:
-		u.decoder, err = zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindowBytes), zstd.WithDecoderLowmem(true))
+		u.decoder, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindowBytes), zstd.WithDecoderLowmem(true))
 	case format.XZ:
 		u.decoder, err = xz.NewReader(buffered, maxWindowBytes)
 	case format.BZip2:
