@@ -38,7 +38,7 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	}
 	if !backingimage.Is(err, backingimage.NotFound) {
 		klog.FromContext(ctx).Error(err, "Copy is damaged; removing it to make it anew", "backingImage", c.Spec.Image)
-		if err := d.RemoveImage(uid); err != nil {
+		if err := a.remove(d, uid); err != nil {
 			return 0, fmt.Errorf("remove damaged copy: %w", err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
@@ -55,6 +56,9 @@ type Server struct {
 	asking   flowcontrol.RateLimiter // of the API server, on behalf of whom we do not know yet
 }
 
+// connections that there may be for each request at work: those that wait for their next are many more.
+const connections = 4
+
 // Times that a connection has.
 const (
 	headerTimeout = 10 * time.Second // for a request's header
@@ -88,13 +92,14 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("Serving peers", "address", s.listener.Addr(), "publicKeyHash", s.identity.PublicKeyHash())
+	limited := netutil.LimitListener(s.listener, connections*s.options.MaxRequests)
 	server := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
 		ErrorLog:    log.New(io.Discard, "", 0), // broken handshakes are the caller's affair
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	context.AfterFunc(ctx, func() { server.Close() })
-	if err := server.Serve(tls.NewListener(s.listener, s.identity.serverConfig())); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(tls.NewListener(limited, s.identity.serverConfig())); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve peers on %s: %w", s.listener.Addr(), err)
 	}
 	return nil

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -174,12 +176,30 @@ func (c *cli) send(ctx context.Context, client *store.Client, image *v1alpha1.Ba
 	switch {
 	case err == nil:
 		return nil
+	case backingimage.Is(err, backingimage.Precondition):
+		return cmp.Or(failureOf(ctx, client, r.name), fmt.Errorf("upload image %s: %w", r.name, err))
 	case backingimage.Is(err, backingimage.Conflict) && r.file != "-":
 		return c.overtaken(ctx, client, image.Name, file, err)
 	case r.file != "-" && resumable(err):
 		fmt.Fprintf(c.err, "What has been sent is kept for a while; to go on: plinth image upload %s --name %s\n", r.file, r.name)
 	}
 	return fmt.Errorf("upload image %s: %w", r.name, err)
+}
+
+// failureTimeout is how long the status of an image that failed may take to say so.
+const failureTimeout = 5 * time.Second
+
+// failureOf is why an image has failed for good; nil when it has not. An agent that takes no more of an upload mostly has
+// that reason.
+func failureOf(ctx context.Context, client *store.Client, name string) (failure error) {
+	ctx, cancel := context.WithTimeout(ctx, failureTimeout)
+	defer cancel()
+	_ = poll(ctx, func(ctx context.Context) (bool, error) { // its end is that nothing is known
+		p, err := imageProgress(ctx, client, name)
+		failure = p.failure
+		return failure != nil, err
+	})
+	return failure
 }
 
 // resumable reports whether the same command can go on after an error.

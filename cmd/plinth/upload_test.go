@@ -39,6 +39,7 @@ func TestUpload(t *testing.T) {
 		{"the server is killed half-way", serverKilledInUpload},
 		{"the command is killed half-way, and another file does not go on for it", commandKilledInUpload},
 		{"a wrong checksum fails for good", wrongUpload},
+		{"a file that is no image is refused while it is being sent", refusedUpload},
 		{"who has no good token learns nothing", strangers},
 		{"a download goes on with what is there", downloadResumed},
 		{"a deleted image takes its upload with it", uploadDeleted},
@@ -167,6 +168,16 @@ func wrongUpload(t *testing.T, u *uploader) {
 	u.MustCLI("image", "rm", "wrong")
 }
 
+func refusedUpload(t *testing.T, u *uploader) {
+	page := u.path("page.html")
+	if err := os.WriteFile(page, append([]byte("<!DOCTYPE html><html>"), make([]byte, 64<<20)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.refused(t, 2, []string{"web page"}, "image", "upload", page, "--name", "page", "--limit-rate", "8Mi")
+	u.noUploads(t)
+	u.MustCLI("image", "rm", "page")
+}
+
 func strangers(t *testing.T, u *uploader) {
 	var node struct{ Status struct{ Address string } }
 	if err := json.Unmarshal([]byte(u.MustCLI("node", "show", "test-node", "-o", "json")), &node); err != nil {
@@ -245,10 +256,12 @@ func TestUploadExpires(t *testing.T) {
 	s := plinthtest.Start(t, plinthtest.Options{Args: []string{"--upload-idle", "2s"}})
 	u := &uploader{user: &user{Standalone: s}, raw: s.Dir + "/disk.raw"}
 	writeRandom(t, u.raw, 24<<20, 1)
-	cmd, _ := u.begin(t, "idle", u.raw)
+	cmd, out := u.begin(t, "idle", u.raw)
 	u.untilArrived(t, "idle", 4<<20)
-	_ = cmd.Process.Kill() // fails only when it has ended
-	_ = cmd.Wait()
+	_ = cmd.Process.Signal(os.Interrupt) // fails only when it has ended
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(out.String(), "to go on: plinth image upload") {
+		t.Errorf("an interrupt ends with exit code %d:\n%s", cmd.ProcessState.ExitCode(), out)
+	}
 	u.refused(t, 5, []string{"idle for 2s and has expired; delete the image"}, "image", "wait", "idle")
 	u.refused(t, 5, []string{"has expired", "image rm idle"}, "image", "upload", u.raw, "--name", "idle")
 	u.noUploads(t)
