@@ -29,9 +29,10 @@ type download struct {
 	savedChunks int64
 
 	// Of a packed source file:
-	tail   *tail // feeds the decoder; nil when nothing is packed
-	hint   int64 // bytes inside, as its first bytes say; -1 when they do not
-	inside image // what was inside
+	tail    *tail     // feeds the decoder; nil when nothing is packed
+	hint    int64     // bytes inside, as its first bytes say; -1 when they do not
+	inside  image     // what was inside
+	arrived time.Time // when all of the source file was there; set before the tail ends
 
 	warning string // what of the image was left out
 

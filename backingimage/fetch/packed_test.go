@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/fetch"
@@ -304,4 +307,29 @@ func TestWhatThisMachineCannotConvertIsRefusedBeforeItsDownload(t *testing.T) {
 		}
 		mustBeGone(t, j.Dir)
 	}
+}
+
+func TestABombThatOnlyTakesTimeEnds(t *testing.T) {
+	for name, file := range map[string][]byte{"alone": zeroBomb(t, format.XZ, 64<<30), "beside the image": mustBombedArchive(t)} {
+		now := clocktesting.NewFakeClock(time.Now())
+		j := job(t, mustServe(t, &server{content: file}))
+		j.Clock = now
+		if name != "alone" {
+			inArchive(&j)
+		}
+		_, err := fetch.Run(context.Background(), j, func(p fetch.Progress) {
+			if p.Step == fetch.Unpacking {
+				now.Step(10 * time.Hour)
+			}
+		})
+		if !backingimage.Is(err, backingimage.OutOfRange) || !strings.Contains(err.Error(), "not done after 4h") {
+			t.Errorf("%s: got %v error %v", name, backingimage.KindOf(err), err)
+		}
+		mustBeGone(t, j.Dir)
+	}
+}
+
+// mustBombedArchive is a packed archive with an image, and 64 GiB of zeros behind it.
+func mustBombedArchive(tb testing.TB) []byte {
+	return append(mustPack(tb, format.Zstd, mustTar(tb, "disk/image", "x")), zeroBomb(tb, format.Zstd, 64<<30)...)
 }

@@ -49,9 +49,6 @@ func (t *tail) wake() {
 // Read waits until there is something to read. It returns the error of the tail's context when that ends.
 func (t *tail) Read(p []byte) (int, error) {
 	for {
-		if t.ctx.Err() != nil { // a reader that never has to wait must end, too
-			return 0, context.Cause(t.ctx)
-		}
 		ended, offset := t.ended.Load(), t.offset.Load() // ended first: what was written before it is seen then
 		if left := t.written.Load() - offset; left > 0 {
 			n, err := t.file.ReadAt(p[:min(int64(len(p)), left)], offset)

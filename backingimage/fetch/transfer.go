@@ -34,6 +34,7 @@ func (d *download) transfer(ctx context.Context) error {
 		if err := d.receive(ctx, first, last); err != nil {
 			return err
 		}
+		d.arrived = d.job.Clock.Now()
 		d.meter.step(Unpacking, d.tail.offset.Load(), d.stream.bytes)
 		d.tail.end()
 		return nil

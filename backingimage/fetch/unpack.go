@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/format/unpack"
@@ -37,6 +39,7 @@ func (d *download) unpack(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("unpack %s: %w", d.job.Source, err)
 	}
+	from = &checked{from, func() error { return d.checkTime(ctx) }}
 	if d.job.ArchiveFolder == "" {
 		err = d.unpackImage(ctx, from, -1)
 	} else {
@@ -46,6 +49,41 @@ func (d *download) unpack(ctx context.Context) error {
 		return fmt.Errorf("unpack %s: %w", d.job.Source, err)
 	}
 	return nil
+}
+
+// Time that unpacking may take when all of the source is there: much more than any image needs, and an end for a bomb that
+// stays within the limits of size but gives its zeros slowly, as xz and bzip2 do.
+const (
+	unpackTime        = 4 * time.Hour
+	unpackBytesSecond = 256 << 10 // of the source file; so much longer
+)
+
+// checkTime returns why unpacking has to end before it is done.
+func (d *download) checkTime(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if !d.tail.ended.Load() {
+		return nil
+	}
+	most := unpackTime + time.Duration(d.stream.bytes/unpackBytesSecond)*time.Second
+	if d.job.Clock.Since(d.arrived) > most {
+		return backingimage.Errorf(backingimage.OutOfRange, "it is not done after %s and %s, so that it looks like a file made to keep us busy; publish the image as qcow2", most.Round(time.Minute), backingimage.SizeText(d.inside.bytes))
+	}
+	return nil
+}
+
+// checked is a reader that asks before each read whether it may go on.
+type checked struct {
+	io.Reader
+	check func() error
+}
+
+func (c *checked) Read(p []byte) (int, error) {
+	if err := c.check(); err != nil {
+		return 0, err
+	}
+	return c.Reader.Read(p)
 }
 
 func (d *download) unpackArchive(ctx context.Context, from io.Reader) error {
