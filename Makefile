@@ -23,7 +23,7 @@ PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs c
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
 RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
