@@ -29,8 +29,8 @@ VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
 REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller/... ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
