@@ -58,7 +58,7 @@ func run(ctx context.Context, cmd *exec.Cmd, name string, out io.Writer, environ
 		return "", fmt.Errorf("run %s: %w", name, ctx.Err())
 	}
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+		return "", notInstalled(name)
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -96,6 +96,20 @@ func (t *tail) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Need is Unsupported when one of the programs is not installed.
+func Need(names ...string) error {
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			return notInstalled(name)
+		}
+	}
+	return nil
+}
+
+func notInstalled(name string) error {
+	return backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+}
+
 // Survivor is a program that goes on when this process dies. It notices by the end of its standard input.
 type Survivor struct {
 	Stdin io.WriteCloser
@@ -114,7 +128,7 @@ func Survive(name string, args ...string) (*Survivor, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	if err := cmd.Start(); errors.Is(err, exec.ErrNotFound) {
-		return nil, backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+		return nil, notInstalled(name)
 	} else if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
