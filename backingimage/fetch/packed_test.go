@@ -260,7 +260,7 @@ func zeroBomb(tb testing.TB, packing string, bytesInside int) []byte {
 }
 
 // bombBytes is what bombs are unpacked to; less where the race detector makes that slow.
-func bombBytes() int64 {
+func bombBytes() int {
 	if testing.Short() {
 		return 32 << 20
 	}
@@ -274,7 +274,7 @@ func TestABombOfZerosWithinTheLimitTakesNoRoom(t *testing.T) {
 			bytes := bombBytes()
 			j := job(t, mustServe(t, &server{content: zeroBomb(t, packing, bytes)}))
 			result, err := fetch.Run(context.Background(), j, nil)
-			if err != nil || result.VirtualBytes != bytes || result.RealBytes > 1<<20 {
+			if err != nil || result.VirtualBytes != int64(bytes) || result.RealBytes > 1<<20 {
 				t.Errorf("the result is %+v, %v", result, err)
 			}
 		})
@@ -286,7 +286,7 @@ func TestBombsEndAtTheLimit(t *testing.T) {
 		t.Run(packing, func(t *testing.T) {
 			t.Parallel()
 			j := job(t, mustServe(t, &server{content: zeroBomb(t, packing, 64<<30)}))
-			j.Limits.MaxVirtualBytes = bombBytes()
+			j.Limits.MaxVirtualBytes = int64(bombBytes())
 			_, err := fetch.Run(context.Background(), j, nil)
 			if !backingimage.Is(err, backingimage.OutOfRange) || !strings.Contains(err.Error(), fmt.Sprint(bombBytes())) {
 				t.Errorf("got %v error %v", backingimage.KindOf(err), err)
