@@ -13,6 +13,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/store"
@@ -34,10 +35,10 @@ func newWorld(t *testing.T) *world {
 	disktest.NeedRoot(t)
 	d := disktest.MustPool(t, nodetest.PoolBytes)
 	w := &world{engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})}
-	engines := provisioner.NewEngines(map[string]engine.Engine{d.UUID(): w.engine})
 	w.Machine = nodetest.MustStart(t, d)
 	w.Stop()
 	w.More = func(s *store.Store) []nodetest.Part {
+		engines := provisioner.NewEngines(w.Set, func(*disk.Disk) engine.Engine { return w.engine })
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
 		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines)}

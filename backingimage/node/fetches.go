@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"k8s.io/klog/v2"
@@ -72,13 +74,18 @@ func (f *fetches) stop(name string) {
 // stopAll ends every fetch and returns when all have ended.
 func (f *fetches) stopAll() {
 	f.mu.Lock()
-	var names []string
-	for name, r := range f.byID {
+	for _, r := range f.byID {
 		r.cancel()
-		names = append(names, name)
 	}
 	f.mu.Unlock()
-	for _, name := range names {
+	for _, name := range f.names() {
 		f.stop(name)
 	}
+}
+
+// names of the copies that are being fetched.
+func (f *fetches) names() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.byID))
 }

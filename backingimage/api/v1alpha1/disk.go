@@ -41,10 +41,11 @@ type DiskStatus struct {
 	// Pool is true when the disk is an XFS file, loop-mounted, because its directory cannot reflink.
 	// +optional
 	Pool bool `json:"pool,omitempty"`
-	// Orphans are volumes found on the disk that no object describes. They are reported, never deleted by machine.
+	// Orphans are files on the disk that no object describes, as kind/name: volume/pvc-1, image/<uid>. A volume's are
+	// reported and never deleted by machine; those of an image are being removed.
 	// +optional
 	Orphans []string `json:"orphans,omitempty"`
-	// Conditions: Ready.
+	// Conditions: Ready, Full.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -60,6 +61,7 @@ type DiskStatus struct {
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Path",type=string,JSONPath=`.spec.path`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Schedulable",type=boolean,JSONPath=`.spec.allowScheduling`
 // +kubebuilder:printcolumn:name="Capacity",type=integer,format=int64,JSONPath=`.status.capacityBytes`
 // +kubebuilder:printcolumn:name="Available",type=integer,format=int64,JSONPath=`.status.availableBytes`

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,17 +31,25 @@ const PoolBytes = 512 << 20
 // Wait bounds waiting for what takes milliseconds.
 const Wait = time.Minute
 
-// NodeName of the Machine.
+// NodeName of a Machine that has no other.
 const NodeName = "n1"
+
+// Heartbeat of a Machine.
+const Heartbeat = 200 * time.Millisecond
 
 // Part is something that runs until its context ends.
 type Part interface{ Run(context.Context) error }
 
-// Machine is an agent, the image controller and their store.
+// Machine is an agent, the image controller and their store. Several may share an API; then one is enough to run the controller.
 type Machine struct {
-	API   *rest.Config
-	Disks []*disk.Disk
-	Store *store.Store // a new one after each Start
+	API      *rest.Config
+	NodeName string
+	Disks    []*disk.Disk // that were opened for it
+	Paths    []string     // of disks that the agent shall open
+	Set      *disk.Set    // what is open; a new one after each Start
+	Store    *store.Store // a new one after each Start
+	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
+	AgentOnly bool
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -51,22 +60,61 @@ type Machine struct {
 // MustStart runs a Machine over a new API until the test ends.
 func MustStart(tb testing.TB, disks ...*disk.Disk) *Machine {
 	tb.Helper()
-	m := &Machine{tb: tb, API: embeddedtest.MustStart(tb), Disks: disks}
+	m := New(tb, embeddedtest.MustStart(tb), NodeName)
+	m.Disks = disks
 	m.Start()
 	return m
+}
+
+// New makes a Machine on an API that runs; it starts nothing.
+func New(tb testing.TB, api *rest.Config, name string) *Machine {
+	return &Machine{tb: tb, API: api, NodeName: name, stop: func() {}}
 }
 
 // Start runs the parts, as a process that starts would.
 func (m *Machine) Start() {
 	m.tb.Helper()
-	s, err := store.New(m.API, store.Options{})
+	a, ended := m.start()
+	registered := make(chan error, 1)
+	go func() { registered <- a.Registered(context.Background()) }()
+	select {
+	case <-registered:
+	case err := <-ended:
+		m.tb.Fatalf("the agent ended: %v", err)
+	}
+}
+
+// Failing starts the parts and returns the error with which the agent ends.
+func (m *Machine) Failing() error {
+	m.tb.Helper()
+	_, ended := m.start()
+	defer m.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(Wait):
+		m.tb.Fatal("the agent did not end")
+		return nil
+	}
+}
+
+// start runs the parts; ended gets the agent's error when it ends.
+func (m *Machine) start() (a *node.Agent, ended chan error) {
+	m.tb.Helper()
+	s, err := store.New(m.API, m.storeOptions())
 	must(m.tb, err)
-	a, err := node.New(NodeName, s, m.Disks, node.Options{
+	m.Store = s
+	m.Set, err = disk.NewSet(m.Disks...)
+	must(m.tb, err)
+	a = node.New(m.NodeName, s, m.Set, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
-	must(m.tb, err)
-	parts := []Part{s, a, controller.NewImages(s)}
+	parts := []Part{s}
+	if !m.AgentOnly {
+		parts = append(parts, controller.NewImages(s))
+	}
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)
 	}
@@ -76,14 +124,31 @@ func (m *Machine) Start() {
 	for _, part := range parts {
 		wg.Go(func() { _ = part.Run(ctx) })
 	}
-	m.Store = s
-	m.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	ended = make(chan error, 1)
+	wg.Go(func() { ended <- a.Run(ctx) })
+	m.stop = sync.OnceFunc(func() { cancel(); wg.Wait(); m.closeOwn() })
 	m.tb.Cleanup(m.stop)
-	must(m.tb, a.Registered(ctx))
+	return a, ended
 }
 
 // Stop ends the parts, as a process that stops would.
 func (m *Machine) Stop() { m.stop() }
+
+func (m *Machine) storeOptions() store.Options {
+	if m.AgentOnly {
+		return store.Options{NodeName: m.NodeName}
+	}
+	return store.Options{}
+}
+
+// closeOwn closes the disks that the agent has opened.
+func (m *Machine) closeOwn() {
+	for _, d := range m.Set.List() {
+		if m.Set.Remove(d); !slices.Contains(m.Disks, d) {
+			must(m.tb, d.Close(context.Background()))
+		}
+	}
+}
 
 // CreateImage creates an image that is downloaded.
 func (m *Machine) CreateImage(name, url, checksum string, minCopies int32) *v1alpha1.BackingImage {
