@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,12 +35,42 @@ func (k *keeper) admit(ctx context.Context, path, uuid string) error {
 	}
 	other := k.registeredAt(path)
 	switch {
-	case known || other == "" || other == uuid:
+	case known || other != "" && other == uuid:
 		return nil
+	case uuid == "" && other == "":
+		return k.moved(path)
 	case uuid == "":
-		return refuse(string(disk.ProblemGone), backingimage.Precondition, "disk %s: disk %s is registered there, and it is not there: mount it, and it is taken up by itself; if a new disk shall be made there, forget the old one with: plinth disk rm %s", path, other, other)
+		return refuse(string(disk.ProblemGone), backingimage.Precondition, "disk %s is registered there, and it is not there: mount it, and it is taken up by itself; if a new disk shall be made there, forget the old one with: plinth disk rm %s", other, other)
+	case other == "":
+		return nil
 	}
-	return refuse(string(disk.ProblemForeign), backingimage.Precondition, "disk %s: it is disk %s, which nobody knows, and disk %s is registered there: mount what belongs there; if this is a new disk, forget the old one with: plinth disk rm %s", path, uuid, other, other)
+	return refuse(string(disk.ProblemForeign), backingimage.Precondition, "it is disk %s, which nobody knows, and disk %s is registered there: mount what belongs there; if this is a new disk, forget the old one with: plinth disk rm %s", uuid, other, other)
+}
+
+// moved refuses to make a new disk where the one that was there last is on another node or at another path now.
+func (k *keeper) moved(path string) error {
+	object, exists := k.store.Disks.Get(k.last(path))
+	if !exists {
+		return nil
+	}
+	return refuse(string(disk.ProblemGone), backingimage.Precondition, "disk %s was there last, and is %s on node %s now: a new disk is not made in the place of one that was moved; take the path back (its --disk flag, or plinth disk rm), or name an empty directory below it", object.Name, object.Spec.Path, object.Spec.NodeName)
+}
+
+// last is the UUID of the disk that was open at a path last.
+func (k *keeper) last(path string) string {
+	if uuid := k.opened[path]; uuid != "" {
+		return uuid
+	}
+	n, ok := k.store.Nodes.Get(k.node)
+	if !ok {
+		return ""
+	}
+	for _, d := range n.Status.Disks {
+		if d.Path == path {
+			return d.UUID
+		}
+	}
+	return ""
 }
 
 // twin refuses a disk that is open elsewhere, on this node or another: two disks have one UUID, and nobody can tell which is the
@@ -52,7 +83,7 @@ func (k *keeper) twin(object *v1alpha1.Disk, path string) error {
 		return nil
 	}
 	owner, exists := k.store.Nodes.Get(object.Spec.NodeName)
-	after := silentBeats * k.options.Heartbeat
+	after := silentBeats * max(k.options.Heartbeat, time.Second) // the heartbeat is written in whole seconds
 	if !exists || released(object) || k.pulses.silent(owner, after) {
 		return nil
 	}

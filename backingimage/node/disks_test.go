@@ -110,7 +110,7 @@ func untilOutcome(t *testing.T, m *nodetest.Machine, path, what string, is func(
 	return found
 }
 
-func opened(d v1alpha1.NodeDisk) bool { return d.UUID != "" }
+func opened(d v1alpha1.NodeDisk) bool { return d.UUID != "" && d.Reason == "" }
 
 func says(t *testing.T, message string, words ...string) {
 	t.Helper()
@@ -288,23 +288,24 @@ func TestAFullDiskSaysSoAndServesWhatItHas(t *testing.T) {
 	untilDisk(t, m, uuid, "Usable")
 
 	more := nodetest.NewWeb(t, 64<<20)
-	m.CreateImage("no-room", more.URL, "", 2)
-	failed := ""
-	must(t, m.Store.Copies.Wait(ctx, v1alpha1.CopyName(string(mustImage(t, m, "no-room").UID), uuid), func(c *v1alpha1.BackingImageCopy) (bool, error) {
-		if c != nil && c.Status.Reason == "Full" {
-			failed = c.Status.Message
-		}
-		return failed != "", nil
-	}))
-	says(t, failed, "free")
-	must(t, m.Store.Copies.Wait(ctx, v1alpha1.CopyName(string(mustImage(t, m, "no-room").UID), other), func(c *v1alpha1.BackingImageCopy) (bool, error) {
-		return c != nil && c.Status.State == v1alpha1.CopyReady, nil
-	}))
+	_, err = m.Store.Images.Create(ctx, &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: "no-room"}, Spec: v1alpha1.BackingImageSpec{
+		SourceType: v1alpha1.SourceDownload, SourceParameters: map[string]v1alpha1.SourceParameter{"url": v1alpha1.SourceParameter(more.URL)},
+		MinNumberOfCopies: 1, DiskFileSpecMap: map[string]v1alpha1.DiskFileSpec{uuid: {}},
+	}})
+	must(t, err)
+	m.UntilImage("no-room", "failed for want of room", func(i *v1alpha1.BackingImage) bool {
+		return i != nil && i.Status.State == v1alpha1.CopyFailed && strings.Contains(i.Status.Message, "free")
+	})
+	m.CreateImage("elsewhere", more.URL, "", 1)
+	m.UntilReady("elsewhere", "1/1")
+	if c, ok := m.Store.Copies.Get(v1alpha1.CopyName(string(mustImage(t, m, "elsewhere").UID), other)); !ok || c.Status.State != v1alpha1.CopyReady {
+		t.Error("the other disk does not have the image that was created meanwhile")
+	}
 	if got, err := os.ReadFile(filepath.Join(disk.Layout(d.dir).Image(string(image.UID)), disk.ImageFile)); err != nil || !bytes.Equal(got, w.Content) {
 		t.Errorf("the image on the full disk has %d bytes (%v)", len(got), err)
 	}
 	must(t, os.Remove(filler.Name()))
-	m.UntilReady("no-room", "2/2")
+	m.UntilReady("no-room", "1/1")
 	untilDisk(t, m, uuid, "Usable")
 }
 
@@ -454,6 +455,9 @@ func TestADiskThatIsMovedBringsItsCopiesAndVolumes(t *testing.T) {
 			}))
 			must(t, two.Store.Volumes.Wait(ctx, "along", func(v *v1alpha1.Volume) (bool, error) { return v != nil && v.Spec.NodeName == "n2", nil }))
 			time.Sleep(5 * nodetest.Heartbeat) // in which whoever thinks it its own could spoil it
+			if left, _ := os.ReadDir(d.dir); len(left) > 0 {
+				t.Errorf("a new disk was made where the moved one was: %v", left)
+			}
 			if got, err := os.ReadFile(filepath.Join(disk.Layout(there).Image(string(image.UID)), disk.ImageFile)); err != nil || !bytes.Equal(got, w.Content) {
 				t.Errorf("the copy has %d bytes (%v)", len(got), err)
 			}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type keeper struct {
 	wake    chan struct{}        // has an element when a pass is due before the next heartbeat
 	asked   map[*disk.Disk]reply // of Healthy, where it has not ended yet
 	found   map[string]error     // what each open disk's last check found, by UUID
+	opened  map[string]string    // the disk that each path had last, by path
 	said    map[string]string    // the last message about each path, so that it is logged once
 	pulses  pulses
 }
@@ -40,7 +42,7 @@ type reply chan error
 func newKeeper(node string, s *store.Store, set *disk.Set, o Options, closing func(*disk.Disk)) *keeper {
 	k := &keeper{
 		node: node, store: s, set: set, options: o, closing: closing, wake: make(chan struct{}, 1),
-		asked: map[*disk.Disk]reply{}, found: map[string]error{}, said: map[string]string{},
+		asked: map[*disk.Disk]reply{}, found: map[string]error{}, opened: map[string]string{}, said: map[string]string{},
 		pulses: pulses{clock: o.Clock, seen: map[string]pulse{}},
 	}
 	for _, d := range set.List() {
@@ -195,6 +197,9 @@ func (k *keeper) wishes() []wish {
 // settle closes what nobody wishes any more and opens what is missing.
 func (k *keeper) settle(ctx context.Context) []outcome {
 	wishes := k.wishes()
+	maps.DeleteFunc(k.opened, func(path, _ string) bool {
+		return !slices.ContainsFunc(wishes, func(w wish) bool { return w.path == path })
+	})
 	var outcomes []outcome
 	at := map[string]*disk.Disk{}
 	for _, d := range k.set.List() {
@@ -212,6 +217,9 @@ func (k *keeper) settle(ctx context.Context) []outcome {
 			o.disk, o.err = k.open(ctx, w)
 		} else if _, registered := k.store.Disks.Get(o.disk.UUID()); !registered {
 			o.err = k.register(ctx, w, o.disk)
+		}
+		if o.disk != nil {
+			k.opened[w.path] = o.disk.UUID()
 		}
 		k.say(ctx, w.path, o.err)
 		outcomes = append(outcomes, o)

@@ -34,7 +34,7 @@ func (k *keeper) report(ctx context.Context, outcomes []outcome) error {
 func (k *keeper) reportWishes(ctx context.Context, outcomes []outcome) error {
 	var list []v1alpha1.NodeDisk
 	for _, o := range outcomes {
-		entry := v1alpha1.NodeDisk{Path: o.wish.path, FromFlag: o.wish.fromFlag}
+		entry := v1alpha1.NodeDisk{Path: o.wish.path, FromFlag: o.wish.fromFlag, UUID: k.last(o.wish.path)}
 		if o.disk != nil {
 			entry.UUID = o.disk.UUID()
 		}

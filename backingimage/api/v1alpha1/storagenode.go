@@ -42,7 +42,7 @@ type DiskWish struct {
 type NodeDisk struct {
 	// Path of the disk's directory on the node.
 	Path string `json:"path"`
-	// UUID of the disk while it is open.
+	// UUID of the disk that is open there; with a reason, of the one that was last.
 	// +optional
 	UUID string `json:"uuid,omitempty"`
 	// FromFlag is true when a --disk flag of the agent names it, which no user can take back.
