@@ -394,13 +394,19 @@ func TestDisksThatUsersWish(t *testing.T) {
 func TestOrphansAreListed(t *testing.T) {
 	disktest.NeedRoot(t)
 	m, d, uuid, _ := startTwo(t)
-	must(t, os.Mkdir(disk.Layout(d.dir).Volume("lost"), 0o700))
+	lost := disk.Layout(d.dir).Volume("lost")
+	must(t, os.Mkdir(lost, 0o700))
+	must(t, os.WriteFile(filepath.Join(lost, disk.VolumeFile), make([]byte, 1<<20), 0o600))
 	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
 	defer cancel()
 	must(t, m.Store.Disks.Wait(ctx, uuid, func(d *v1alpha1.Disk) (bool, error) {
-		return slices.Equal(d.Status.Orphans, []string{"volume/lost"}), nil
+		return len(d.Status.Orphans) == 1 && d.Status.Orphans[0].UsedBytes >= 1<<20, nil
 	}))
-	if _, err := os.Stat(disk.Layout(d.dir).Volume("lost")); err != nil {
+	object, _ := m.Store.Disks.Get(uuid)
+	if o := object.Status.Orphans[0]; o.Kind != v1alpha1.OrphanVolume || o.Name != "lost" || o.Path != lost {
+		t.Errorf("the orphan is %+v", o)
+	}
+	if _, err := os.Stat(lost); err != nil {
 		t.Errorf("a volume without an object was touched: %v", err)
 	}
 }

@@ -115,23 +115,27 @@ func missing(object *v1alpha1.Disk, outcomes []outcome) metav1.Condition {
 	return notReady(v1alpha1.DiskNotWanted, fmt.Sprintf("no --disk flag and no plinth disk add names %s: use the disk with: plinth disk add %s --node %s, or forget it with: plinth disk rm %s", object.Spec.Path, object.Spec.Path, object.Spec.NodeName, object.Name))
 }
 
-// orphans are the files on a disk that no object describes.
-func (k *keeper) orphans(ctx context.Context, d *disk.Disk) []string {
-	var orphans []string
+// orphans are the directories on a disk that no object describes.
+func (k *keeper) orphans(ctx context.Context, d *disk.Disk) []v1alpha1.Orphan {
 	volumes, err := d.VolumeIDs()
-	for _, id := range volumes {
-		if _, known := k.store.Volumes.Get(id); !known {
-			orphans = append(orphans, v1alpha1.OrphanVolume+id)
-		}
-	}
 	images, ierr := d.ImageUIDs()
-	for _, uid := range images {
-		if _, known := k.store.Copies.Get(v1alpha1.CopyName(uid, d.UUID())); !known {
-			orphans = append(orphans, v1alpha1.OrphanImage+uid)
-		}
-	}
 	if err := errors.Join(err, ierr); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot list what is on the disk", "disk", d.UUID())
 	}
-	return orphans
+	var orphans []v1alpha1.Orphan
+	for _, id := range volumes {
+		if _, known := k.store.Volumes.Get(id); !known {
+			orphans = append(orphans, orphan(v1alpha1.OrphanVolume, id, d.Layout().Volume(id)))
+		}
+	}
+	for _, uid := range images {
+		if _, known := k.store.Copies.Get(v1alpha1.CopyName(uid, d.UUID())); !known {
+			orphans = append(orphans, orphan(v1alpha1.OrphanImage, uid, d.Layout().Image(uid)))
+		}
+	}
+	return orphans[:min(len(orphans), v1alpha1.MaxOrphans)]
+}
+
+func orphan(kind v1alpha1.OrphanKind, name, dir string) v1alpha1.Orphan {
+	return v1alpha1.Orphan{Kind: kind, Name: name, Path: dir, UsedBytes: disk.UsedBytes(dir)}
 }

@@ -27,6 +27,29 @@ type DiskSpec struct {
 	EvictionRequested bool `json:"evictionRequested,omitempty"`
 }
 
+// OrphanKind is what an orphan is.
+type OrphanKind string
+
+const (
+	OrphanVolume OrphanKind = "volume" // reported, and never removed by machine: it may be the only copy of somebody's data
+	OrphanImage  OrphanKind = "image"  // a copy of an image; the agent is removing it, or its log says why it cannot
+)
+
+// MaxOrphans bounds status.orphans.
+const MaxOrphans = 1000
+
+// Orphan is a directory on a disk that no object describes.
+type Orphan struct {
+	Kind OrphanKind `json:"kind"`
+	// Name of the volume, or UID of the image.
+	Name string `json:"name"`
+	// Path of the directory on the disk's node.
+	Path string `json:"path"`
+	// UsedBytes are allocated to its files; what they share with others is counted in full.
+	// +optional
+	UsedBytes int64 `json:"usedBytes,omitempty"`
+}
+
 // DiskStatus is what the agent measured.
 type DiskStatus struct {
 	// CapacityBytes of the filesystem.
@@ -41,10 +64,10 @@ type DiskStatus struct {
 	// Pool is true when the disk is an XFS file, loop-mounted, because its directory cannot reflink.
 	// +optional
 	Pool bool `json:"pool,omitempty"`
-	// Orphans are files on the disk that no object describes, as kind/name: volume/pvc-1, image/<uid>. A volume's are
-	// reported and never deleted by machine; those of an image are being removed.
+	// Orphans are files on the disk that no object describes.
 	// +optional
-	Orphans []string `json:"orphans,omitempty"`
+	// +kubebuilder:validation:MaxItems=1000
+	Orphans []Orphan `json:"orphans,omitempty"`
 	// Conditions: Ready, Full.
 	// +optional
 	// +listType=map

@@ -8,12 +8,6 @@ const ImageFinalizer = "plinth.dev/backing-image"
 // TopologyKey is the topology segment whose value is the StorageNode's name.
 const TopologyKey = "topology.plinth.dev/node"
 
-// How the entries of Disk.status.orphans begin.
-const (
-	OrphanVolume = "volume/"
-	OrphanImage  = "image/"
-)
-
 // CopyName is the name of the BackingImageCopy of an image on a disk: both identities, whole.
 func CopyName(imageUID, diskUUID string) string { return imageUID + "." + diskUUID }
 
