@@ -293,7 +293,7 @@ func TestVolumeLife(t *testing.T) {
 		ctx, cancel := context.WithTimeout(ctx, nodetest.Wait)
 		defer cancel()
 		err := w.Store.Disks.Wait(ctx, w.Disks[0].UUID(), func(d *v1alpha1.Disk) (bool, error) {
-			return len(d.Status.Orphans) == 1 && d.Status.Orphans[0] == "orphan", nil
+			return len(d.Status.Orphans) == 1 && d.Status.Orphans[0].Name == "orphan", nil
 		})
 		if err != nil {
 			t.Error(err)

@@ -113,7 +113,10 @@ func (d *Disk) open(ctx context.Context, o Options) error {
 	if d.id, err = openIdentity(d.layout, o.Clock); err != nil {
 		return err
 	}
-	return d.sweep()
+	if err := d.sweep(); err != nil && ProblemOf(err) != ProblemReadOnly {
+		return err
+	}
+	return nil
 }
 
 // admitted asks whether what is on the disk may be used, or a disk be made.
@@ -186,7 +189,9 @@ func makeDirectory(path string, o Options) (string, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
 		return "", backingimage.Errorf(backingimage.Invalid, "disk path %q: give an absolute path of a directory that is not the root", path)
 	}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); ProblemOf(err) == ProblemFailing {
+		return "", failing(path, err)
+	} else if errors.Is(err, os.ErrNotExist) {
 		if err := o.Admit(""); err != nil {
 			return "", fmt.Errorf("open disk %s: %w", path, err)
 		}

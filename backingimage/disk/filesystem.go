@@ -23,11 +23,16 @@ func needsPool(dir string) (bool, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return false, err
 	}
+	_, err = os.Stat(Layout(dir).identityFile())
+	exists := err == nil
 	can, err := canReflink(dir)
+	if exists && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)) {
+		return false, nil // what is on it can be used, and Healthy says what is wrong
+	}
 	if err != nil || can {
 		return false, err
 	}
-	if _, err := os.Stat(Layout(dir).identityFile()); err == nil {
+	if exists {
 		return false, backingimage.Errorf(backingimage.Precondition, "%s holds a disk that was made on a filesystem that can reflink, and %s cannot: mount the disk's own filesystem there, or give an empty directory", dir, filesystemOf(dir))
 	}
 	return true, nil

@@ -78,17 +78,26 @@ func (d *Disk) Healthy() error {
 	if err == nil {
 		err = d.writable()
 	}
+	d.Blame(err)
+	return err
+}
+
+// Blame makes the disk unusable for the reason given, or, with nil, usable again; the next Healthy that ends knows better. It is for what
+// Healthy cannot say itself: that it does not end.
+func (d *Disk) Blame(err error) {
 	if err == nil {
 		d.found.Store(nil)
-	} else {
-		d.found.Store(&err)
+		return
 	}
-	return err
+	d.found.Store(&err)
 }
 
 // identified reports whether the disk's directory and identity are those that were opened.
 func (d *Disk) identified() error {
 	root, err := inodeOf(string(d.layout))
+	if ProblemOf(err) == ProblemFailing {
+		return failing(d.path, err)
+	}
 	if err != nil {
 		return trouble(ProblemGone, d.path, "its directory is gone (%w): plug it in and mount it again, and it is taken up by itself", err)
 	}
@@ -99,8 +108,8 @@ func (d *Disk) identified() error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return trouble(ProblemMissing, d.path, "%s is gone, and nothing is written until it is back: restore it, or write {\"uuid\": %q, \"formatVersion\": %d} into it", d.layout.identityFile(), d.id.UUID, d.id.FormatVersion)
-	case err != nil && ProblemOf(err) == "":
-		return &troubled{fmt.Errorf("disk %s: %w", d.path, err), ProblemUnreadable}
+	case ProblemOf(err) == ProblemFailing:
+		return failing(d.path, err)
 	case err != nil:
 		return fmt.Errorf("disk %s: %w", d.path, err)
 	case id.UUID != d.id.UUID:
@@ -125,8 +134,12 @@ func (d *Disk) writable() error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return immutable(d.path, d.layout.Staging())
 	default:
-		return trouble(ProblemFailing, d.path, "writing to it fails (%w): look at the kernel's log for its cause, and replace the disk if it is broken", err)
+		return failing(d.path, err)
 	}
+}
+
+func failing(path string, err error) error {
+	return trouble(ProblemFailing, path, "reading or writing it fails (%w): look at the kernel's log for its cause, unmount it (umount -l), repair or replace it, and mount it again", err)
 }
 
 func immutable(path, dir string) error {

@@ -82,7 +82,8 @@ func readIdentity(l Layout) (identity, error) {
 		_, err = uuid.Parse(id.UUID)
 	}
 	if err != nil {
-		return identity{}, backingimage.Errorf(backingimage.Corrupt, "%s cannot be read (%w): restore it from a backup; its uuid is the name of the disk's Disk object", l.identityFile(), err)
+		err = backingimage.Errorf(backingimage.Corrupt, "%s cannot be read (%w): restore it from a backup; its uuid is the name of the disk's Disk object", l.identityFile(), err)
+		return identity{}, &troubled{err, ProblemUnreadable}
 	}
 	return id, nil
 }

@@ -37,6 +37,7 @@ type Options struct {
 	Disks            []string          // directories of the disks that flags name, beside those of spec.disks of the StorageNode
 	PoolBytes        int64             // size of the pools made for them; see disk.Options
 	Heartbeat        time.Duration     // default 20 s
+	DiskAnswer       time.Duration     // how long a disk may take to say how it is before it counts as hung; default 10 s
 	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
 	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
 	RetryMax         time.Duration     // default 5 min
@@ -50,6 +51,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Heartbeat == 0 {
 		o.Heartbeat = 20 * time.Second
+	}
+	if o.DiskAnswer == 0 {
+		o.DiskAnswer = 10 * time.Second
 	}
 	if o.ProgressInterval == 0 {
 		o.ProgressInterval = 2 * time.Second
@@ -175,10 +179,13 @@ func (a *Agent) lookAt(ctx context.Context, uuid string) {
 	}
 }
 
-// stopFetches ends the fetches to a disk.
-func (a *Agent) stopFetches(d *disk.Disk) {
+// stopFetches ends the fetches to a disk, and returns, if asked to wait, when they have ended.
+func (a *Agent) stopFetches(d *disk.Disk, wait bool) {
 	for _, name := range a.fetches.names() {
-		if _, uuid, _ := v1alpha1.ParseCopyName(name); uuid == d.UUID() {
+		if _, uuid, _ := v1alpha1.ParseCopyName(name); uuid != d.UUID() {
+			continue
+		}
+		if a.fetches.cancel(name); wait {
 			a.fetches.stop(name)
 		}
 	}

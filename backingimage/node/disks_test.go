@@ -57,6 +57,42 @@ func (m *mounted) remount(flags uintptr) {
 	must(m.t, unix.Mount("", m.dir, "", unix.MS_REMOUNT|unix.MS_NOATIME|flags, ""))
 }
 
+// root is the root of the filesystem, and never that of the machine's: what a test does to it must not be done to another.
+func (m *mounted) root() *os.File {
+	m.t.Helper()
+	f, err := os.Open(m.dir)
+	must(m.t, err)
+	m.t.Cleanup(func() { f.Close() })
+	var st unix.Statfs_t
+	var here, above unix.Stat_t
+	must(m.t, errors.Join(unix.Fstatfs(int(f.Fd()), &st), unix.Fstat(int(f.Fd()), &here), unix.Stat(filepath.Dir(m.dir), &above)))
+	if here.Dev == above.Dev || st.Type != unix.XFS_SUPER_MAGIC {
+		m.t.Fatalf("%s is not mounted", m.dir)
+	}
+	return f
+}
+
+// shutDown stops the filesystem as an error that it cannot survive does: XFS_IOC_GOINGDOWN of xfs_fs.h, with the log flushed.
+func (m *mounted) shutDown() {
+	m.t.Helper()
+	const goingDown, logFlush = 0x8004587d, 1
+	root := m.root()
+	defer root.Close()
+	must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), goingDown, logFlush))
+}
+
+// freeze makes every write to the filesystem hang until the returned function is called: FIFREEZE and FITHAW of linux/fs.h.
+func (m *mounted) freeze() (thaw func()) {
+	m.t.Helper()
+	const freeze, thawAgain = 0xc0045877, 0xc0045878
+	root := m.root()
+	must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), freeze, 0))
+	return func() {
+		defer root.Close()
+		must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), thawAgain, 0))
+	}
+}
+
 func (m *mounted) identity() string { return filepath.Join(m.dir, disk.IdentityFile) }
 
 // ready is a disk's Ready condition as "reason: message", "Usable" when it is.
@@ -146,47 +182,61 @@ func TestTroubleWithADiskIsItsOwn(t *testing.T) {
 	identity, err := os.ReadFile(d.identity())
 	must(t, err)
 
+	var thaw func()
 	for _, trouble := range []struct {
-		name         string
-		begin, end   func()
-		reason       string
-		says         []string
-		unreadable   bool // while it lasts, what is at the disk's path is not the disk
-		nothingThere string
+		name       string
+		begin, end func()
+		reason     string
+		says       []string
+		unreadable bool // while it lasts, nothing of the disk can be read at its path
+		kept       bool // a restart of the agent meanwhile changes nothing
 	}{
 		{
-			name: "unmounted", reason: "Gone", says: []string{"mount"}, unreadable: true,
+			name: "unmounted", reason: "Gone", says: []string{"mount"}, unreadable: true, kept: true,
 			begin: d.unmount, end: func() { d.mount(d.dir) },
 		},
 		{
-			name: "identity file removed", reason: "IdentityMissing", says: []string{d.identity(), uuid},
+			name: "identity file removed", reason: "IdentityMissing", says: []string{d.identity(), uuid}, kept: true,
 			begin: func() { must(t, os.Remove(d.identity())) },
 			end:   func() { must(t, os.WriteFile(d.identity(), identity, 0o600)) },
 		},
 		{
-			name: "identity file of another disk", reason: "ForeignIdentity", says: []string{"375d141f-c688-4773-97c0-7303f1b66a75", "mount what belongs there"},
+			name: "identity file of another disk", reason: "ForeignIdentity", says: []string{"375d141f-c688-4773-97c0-7303f1b66a75", "mount what belongs there"}, kept: true,
 			begin: func() {
 				must(t, os.WriteFile(d.identity(), bytes.ReplaceAll(identity, []byte(uuid), []byte("375d141f-c688-4773-97c0-7303f1b66a75")), 0o600))
 			},
 			end: func() { must(t, os.WriteFile(d.identity(), identity, 0o600)) },
 		},
 		{
-			name: "identity file that cannot be read", reason: "IdentityUnreadable", says: []string{d.identity()},
+			name: "identity file that cannot be read", reason: "IdentityUnreadable", says: []string{d.identity()}, kept: true,
 			begin: func() { must(t, os.WriteFile(d.identity(), []byte("{"), 0o600)) },
 			end:   func() { must(t, os.WriteFile(d.identity(), identity, 0o600)) },
 		},
 		{
-			name: "read-only filesystem", reason: "ReadOnly", says: []string{"remount"},
+			name: "read-only filesystem", reason: "ReadOnly", says: []string{"remount"}, kept: true,
 			begin: func() { d.remount(unix.MS_RDONLY) }, end: func() { d.remount(0) },
 		},
 		{
-			name: "immutable directory of images", reason: "Immutable", says: []string{"chattr -i -a " + filepath.Join(d.dir, "images")},
+			name: "immutable directory of images", reason: "Immutable", says: []string{"chattr -i -a " + filepath.Join(d.dir, "images")}, kept: true,
 			begin: func() { chattr(t, "+i", filepath.Join(d.dir, "images")) },
 			end:   func() { chattr(t, "-i", filepath.Join(d.dir, "images")) },
 		},
 		{
-			name: "immutable root", reason: "Immutable", says: []string{"chattr -i -a " + d.dir},
+			name: "immutable root", reason: "Immutable", says: []string{"chattr -i -a " + d.dir}, kept: true,
 			begin: func() { chattr(t, "+i", d.dir) }, end: func() { chattr(t, "-i", d.dir) },
+		},
+		{
+			name: "filesystem that has shut down", reason: "Failing", says: []string{"umount -l", "kernel's log"}, unreadable: true,
+			begin: d.shutDown,
+			end: func() {
+				d.unmount()
+				untilDisk(t, m, uuid, "Gone: ")
+				d.mount(d.dir)
+			},
+		},
+		{
+			name: "filesystem that hangs", reason: "NotAnswering", says: []string{"kernel's log"},
+			begin: func() { thaw = d.freeze() }, end: func() { thaw() },
 		},
 	} {
 		t.Run(trouble.name, func(t *testing.T) {
@@ -198,6 +248,12 @@ func TestTroubleWithADiskIsItsOwn(t *testing.T) {
 				}
 			}()
 			says(t, untilDisk(t, m, uuid, trouble.reason+": "), append(trouble.says, d.dir)...)
+			if trouble.kept {
+				m.Stop()
+				m.Start()
+				untilDisk(t, m, uuid, trouble.reason+": ")
+				untilDisk(t, m, other, "Usable")
+			}
 			if left, _ := os.ReadDir(d.dir); trouble.unreadable && len(left) > 0 {
 				t.Errorf("something was written where the disk is not: %v", left)
 			}
@@ -474,6 +530,31 @@ func TestADiskThatIsMovedBringsItsCopiesAndVolumes(t *testing.T) {
 			must(t, unix.Unmount(there, unix.MNT_DETACH))
 			d.mount(d.dir) // for the clean-up
 		})
+	}
+}
+
+// An agent that was silent, and whose disk was taken over meanwhile, stands down; when the other does not have the disk after all, the disk
+// is its own again.
+func TestAnAgentStandsDownFromADiskThatIsAnothersNow(t *testing.T) {
+	disktest.NeedRoot(t)
+	d := plug(t)
+	one, two := pair(t, d.dir)
+	uuid := untilOutcome(t, one, d.dir, "open", opened).UUID
+	w := nodetest.NewWeb(t, 2<<20)
+	image := one.CreateImage("stays", w.URL, "", 1)
+	one.UntilReady("stays", "1/1")
+	before, _ := one.Set.Get(uuid)
+	_, err := two.Store.Disks.Modify(context.Background(), uuid, func(d *v1alpha1.Disk) { d.Spec.NodeName = two.NodeName })
+	must(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
+	defer cancel()
+	must(t, one.Store.Disks.Wait(ctx, uuid, func(*v1alpha1.Disk) (bool, error) {
+		now, open := one.Set.Get(uuid)
+		object, _ := one.Store.Disks.Get(uuid)
+		return open && now != before && object.Spec.NodeName == one.NodeName && ready(object) == "Usable", nil
+	}))
+	if got, err := os.ReadFile(filepath.Join(disk.Layout(d.dir).Image(string(image.UID)), disk.ImageFile)); err != nil || !bytes.Equal(got, w.Content) {
+		t.Errorf("the copy has %d bytes (%v)", len(got), err)
 	}
 }
 

@@ -97,7 +97,11 @@ func guarded(ctx context.Context, run attempt, report func(fetch.Progress)) (res
 }
 
 func publish(d *disk.Disk, uid string) error {
-	if err := d.PublishImage(uid); err != nil {
+	err := d.Usable() // it may have become another since the fetch began
+	if err == nil {
+		err = d.PublishImage(uid)
+	}
+	if err != nil {
 		return fmt.Errorf("publish copy: %w", err)
 	}
 	return nil

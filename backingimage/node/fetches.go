@@ -60,6 +60,15 @@ func (f *fetches) finish(name string) {
 	delete(f.byID, name)
 }
 
+// cancel ends a fetch without waiting for its end.
+func (f *fetches) cancel(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.byID[name]; r != nil {
+		r.cancel()
+	}
+}
+
 // stop ends a fetch and returns when it has ended.
 func (f *fetches) stop(name string) {
 	f.mu.Lock()
@@ -73,11 +82,9 @@ func (f *fetches) stop(name string) {
 
 // stopAll ends every fetch and returns when all have ended.
 func (f *fetches) stopAll() {
-	f.mu.Lock()
-	for _, r := range f.byID {
-		r.cancel()
+	for _, name := range f.names() {
+		f.cancel(name)
 	}
-	f.mu.Unlock()
 	for _, name := range f.names() {
 		f.stop(name)
 	}

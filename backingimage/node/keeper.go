@@ -27,19 +27,19 @@ type keeper struct {
 	store   *store.Store
 	set     *disk.Set
 	options Options
-	given   []string             // paths of disks that were open before the agent was
-	closing func(d *disk.Disk)   // ends what works on a disk
-	wake    chan struct{}        // has an element when a pass is due before the next heartbeat
-	asked   map[*disk.Disk]reply // of Healthy, where it has not ended yet
-	found   map[string]error     // what each open disk's last check found, by UUID
-	opened  map[string]string    // the disk that each path had last, by path
-	said    map[string]string    // the last message about each path, so that it is logged once
+	given   []string                      // paths of disks that were open before the agent was
+	closing func(d *disk.Disk, wait bool) // ends what works on a disk
+	wake    chan struct{}                 // has an element when a pass is due before the next heartbeat
+	asked   map[*disk.Disk]reply          // of Healthy, where it has not ended yet
+	found   map[string]error              // what each open disk's last check found, by UUID
+	opened  map[string]string             // the disk that each path had last, by path
+	said    map[string]string             // the last message about each path, so that it is logged once
 	pulses  pulses
 }
 
 type reply chan error
 
-func newKeeper(node string, s *store.Store, set *disk.Set, o Options, closing func(*disk.Disk)) *keeper {
+func newKeeper(node string, s *store.Store, set *disk.Set, o Options, closing func(*disk.Disk, bool)) *keeper {
 	k := &keeper{
 		node: node, store: s, set: set, options: o, closing: closing, wake: make(chan struct{}, 1),
 		asked: map[*disk.Disk]reply{}, found: map[string]error{}, opened: map[string]string{}, said: map[string]string{},
@@ -110,9 +110,6 @@ func (k *keeper) pass(ctx context.Context) error {
 	return k.report(ctx, k.settle(ctx))
 }
 
-// answerTime is how long a disk may take to say how it is. One that fails can take minutes for a single read.
-const answerTime = 10 * time.Second
-
 // check looks at every open disk, at all of them at once, and lets go of those that are away.
 func (k *keeper) check(ctx context.Context) {
 	open := k.set.List()
@@ -123,7 +120,7 @@ func (k *keeper) check(ctx context.Context) {
 			go func() { answer <- d.Healthy() }()
 		}
 	}
-	var late <-chan time.Time = k.options.Clock.After(answerTime)
+	late := k.options.Clock.After(k.options.DiskAnswer)
 	for _, d := range open {
 		var err error
 		select {
@@ -131,7 +128,8 @@ func (k *keeper) check(ctx context.Context) {
 			delete(k.asked, d)
 		case <-late:
 			late = closedTimes
-			err = refuse(v1alpha1.DiskSilent, backingimage.NotReady, "disk %s: reading or writing it takes more than %s: look at the kernel's log for its cause, and replace the disk if it is broken", d.Path(), answerTime)
+			err = refuse(v1alpha1.DiskSilent, backingimage.NotReady, "disk %s: writing to it takes more than %s: look at the kernel's log for its cause, and replace the disk if it is broken", d.Path(), k.options.DiskAnswer)
+			d.Blame(err)
 		}
 		k.verdict(ctx, d, err)
 	}
@@ -149,6 +147,9 @@ func (k *keeper) verdict(ctx context.Context, d *disk.Disk, err error) {
 	case k.elsewhere(ctx, d):
 		k.letGo(ctx, d, "another node has taken the disk over")
 	case (before == nil) != (err == nil):
+		if err != nil {
+			k.closing(d, false)
+		}
 		k.set.Changed(d.UUID())
 	}
 }
@@ -157,7 +158,7 @@ func (k *keeper) verdict(ctx context.Context, d *disk.Disk, err error) {
 func (k *keeper) letGo(ctx context.Context, d *disk.Disk, why string) {
 	klog.FromContext(ctx).Info("Closing disk", "disk", d.UUID(), "path", d.Path(), "why", why)
 	k.set.Remove(d)
-	k.closing(d)
+	k.closing(d, true)
 	if err := d.Close(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot close the disk properly", "disk", d.UUID(), "path", d.Path())
 	}

@@ -108,7 +108,7 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 	must(m.tb, err)
 	a = node.New(m.NodeName, s, m.Set, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat,
+		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat, DiskAnswer: time.Second,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	parts := []Part{s}
