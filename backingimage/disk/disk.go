@@ -43,7 +43,7 @@ func (o *Options) validate() error {
 // Disk is an open disk. Its methods may be called at once by many; PublishImage and RemoveImage by one caller for each
 // image.
 type Disk struct {
-	path   string   // as given to Open
+	path   string   // as given to Open, clean
 	lock   *os.File // the directory, with a flock on it: one agent for each disk
 	layout Layout
 	pool   *pool // nil when the directory itself can reflink
@@ -74,7 +74,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{path: path, lock: lock, layout: Layout(real)}
+	d := &Disk{path: filepath.Clean(path), lock: lock, layout: Layout(real)}
 	if err := d.open(ctx, o); err != nil {
 		d.Close(ctx) // logs what it leaves; the error that matters is the first
 		return nil, fmt.Errorf("open disk %s: %w", path, err)

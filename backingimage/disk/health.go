@@ -59,16 +59,13 @@ func ProblemOf(err error) Problem {
 }
 
 // Usable reports why nothing may be written to the disk or removed from it: it is no longer there, its identity is not its own, or
-// the last Healthy found something. It costs two system calls and the reading of a small file, so it may be asked before
-// each change.
+// the last Healthy found something. It costs a system call and the reading of a small file, so it may be asked before each
+// change.
 func (d *Disk) Usable() error {
-	if err := d.identified(); err != nil {
-		return err
-	}
 	if found := d.found.Load(); found != nil {
-		return *found
+		return *found // and the disk, which may hang, is not asked
 	}
-	return nil
+	return d.identified()
 }
 
 // Healthy reports what is wrong with the disk now, with what to do about it; see ProblemOf. It writes and syncs a block, and so can

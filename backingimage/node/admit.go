@@ -95,13 +95,14 @@ func (k *keeper) twin(object *v1alpha1.Disk, path string) error {
 // silentBeats is how many heartbeats a node may miss before its disks may be taken over.
 const silentBeats = 3
 
-// released reports whether a disk's node says that it does not have it open.
+// released reports whether a disk's node says that it does not have it open, or can do nothing with it.
 func released(object *v1alpha1.Disk) bool {
 	ready := meta.FindStatusCondition(object.Status.Conditions, v1alpha1.ConditionReady)
 	if ready == nil || ready.Status == metav1.ConditionTrue {
 		return false
 	}
-	return ready.Reason == v1alpha1.DiskNotWanted || disk.Problem(ready.Reason).Away()
+	p := disk.Problem(ready.Reason)
+	return ready.Reason == v1alpha1.DiskNotWanted || p.Away() || p == disk.ProblemFailing
 }
 
 // register writes the object of an open disk where it is missing. A disk that comes from elsewhere brings its copies and volumes
