@@ -27,9 +27,8 @@ import (
 
 // mounted is a filesystem of its own that a test plugs in and out.
 type mounted struct {
-	t    *testing.T
-	file string
-	dir  string
+	t   *testing.T
+	dir string
 }
 
 func plug(t *testing.T) *mounted {

@@ -81,7 +81,7 @@ func (c *cli) addDisk(ctx context.Context, client *store.Client, a diskAddition)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.out, "%s is in use (%s, %s free); see: plinth disk show %s\n", calledDisk(d), filesystemText(d), sizeText(d.Status.AvailableBytes), d.Name)
+	_, err = fmt.Fprintf(c.out, "%s is in use: %s, %s free; see: plinth disk show %s\n", calledDisk(d), filesystemText(d), sizeText(d.Status.AvailableBytes), d.Name)
 	return err
 }
 

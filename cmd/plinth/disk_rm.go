@@ -195,7 +195,9 @@ func (c *cli) evacuate(ctx context.Context, client *store.Client, d *v1alpha1.Di
 			return false, removable(ctx, client, d)
 		}
 		left = listed(of, func(c *v1alpha1.BackingImageCopy) string { return c.Spec.Image })
-		meter.say(fmt.Sprintf("disk %s: %d copies move away: %s", d.Name, len(of), left))
+		if len(of) > 0 {
+			meter.say(fmt.Sprintf("disk %s: %d copies move away: %s", d.Name, len(of), left))
+		}
 		return len(of) == 0, nil
 	})
 	return timedOut(err, r.timeout, "copies are still on %s: %s; they go on moving (plinth image show says what each waits for); then run this again, or keep the disk with: plinth disk evict %s --undo", calledDisk(d), left, d.Name)

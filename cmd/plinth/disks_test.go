@@ -138,7 +138,7 @@ func diskCordoned(t *testing.T, o *owner) {
 	o.says(t, []string{"gets nothing new", "uncordon"}, "disk", "cordon", o.path)
 	o.refused(t, 7, []string{"allowScheduling"}, "volume", "create", "x", "--size", "10Mi", "--parameter", "diskSelector=second")
 	o.says(t, []string{"may get new"}, "disk", "uncordon", o.path)
-	o.says(t, []string{"gets nothing new", "0 copies", "--undo"}, "disk", "evict", o.path)
+	o.says(t, []string{"gets nothing new", "no copies", "--undo"}, "disk", "evict", o.path)
 	o.says(t, []string{"still gets nothing", "evict"}, "disk", "uncordon", o.path)
 	o.says(t, []string{"keeps its copies"}, "disk", "evict", o.path, "--undo")
 	if d := o.object(t, "disk", "show", o.path); d.Spec.EvictionRequested || !*d.Spec.AllowScheduling {

@@ -164,17 +164,22 @@ func (p *placed) evictCommand(c *cli) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.out, "%s gets nothing new, and its %d copies move away%s; follow it with: plinth %s show %s; undo it with: plinth %s evict %s --undo\n",
-				called, copies, stayingVolumes(volumes), p.one, args[0], p.one, args[0])
+			_, err = fmt.Fprintf(c.out, "%s gets nothing new%s; follow it with: plinth %s show %s; undo it with: plinth %s evict %s --undo\n",
+				called, whatMoves(copies, volumes), p.one, args[0], p.one, args[0])
 			return err
 		})
 	cmd.Flags().BoolVar(&undo, "undo", false, "take the request back")
 	return cmd
 }
 
-func stayingVolumes(n int) string {
-	if n == 0 {
-		return ""
+// whatMoves says what an eviction does to what is there.
+func whatMoves(copies, volumes int) string {
+	text := ", and has no copies to move away"
+	if copies > 0 {
+		text = fmt.Sprintf(", and its copies (%d) move away", copies)
 	}
-	return fmt.Sprintf(" (its %d volumes stay)", n)
+	if volumes > 0 {
+		text += fmt.Sprintf("; its volumes (%d) stay", volumes)
+	}
+	return text
 }
