@@ -15,10 +15,10 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 )
 
-// report writes what came of the wishes into the node's status, and what each disk is like into its own: those that are open, and
-// those that are registered on this node and are not.
+// report writes what each disk is like into its status, those that are open and those that are registered on this node and are not; then, for
+// whoever waits for it, what came of the wishes into the node's.
 func (k *keeper) report(ctx context.Context, outcomes []outcome) error {
-	errs := []error{k.reportWishes(ctx, outcomes)}
+	var errs []error
 	for _, d := range k.set.List() {
 		errs = append(errs, k.reportDisk(ctx, d.UUID(), func(s *v1alpha1.DiskStatus) metav1.Condition { return k.describe(ctx, d, s) }))
 	}
@@ -28,6 +28,7 @@ func (k *keeper) report(ctx context.Context, outcomes []outcome) error {
 		}
 		errs = append(errs, k.reportDisk(ctx, object.Name, func(*v1alpha1.DiskStatus) metav1.Condition { return missing(object, outcomes) }))
 	}
+	errs = append(errs, k.reportWishes(ctx, outcomes))
 	return errors.Join(errs...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -196,6 +197,11 @@ func removedAndAdded(t *testing.T, o *owner) {
 
 func lostDisk(t *testing.T, o *owner) {
 	o.MustCLI("volume", "create", "gone", "--size", "10Mi", "--parameter", "diskSelector=second")
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(o.MustCLI("volume", "show", "gone"), "ready"); {
+		if time.Now().After(deadline) {
+			t.Fatal("the volume is not made")
+		}
+	}
 	o.Stop()
 	device, found, err := loop.Find(o.mount + ".img")
 	if err != nil || !found {
