@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -83,7 +82,7 @@ func (k *keeper) twin(object *v1alpha1.Disk, path string) error {
 		return nil
 	}
 	owner, exists := k.store.Nodes.Get(object.Spec.NodeName)
-	after := silentBeats * max(k.options.Heartbeat, time.Second) // the heartbeat is written in whole seconds
+	after := k.options.TakeOverAfter
 	if !exists || released(object) || k.pulses.silent(owner, after) {
 		return nil
 	}
@@ -91,9 +90,6 @@ func (k *keeper) twin(object *v1alpha1.Disk, path string) error {
 	return refuse(v1alpha1.DiskTwin, backingimage.Conflict, "%w; a disk that was moved here is taken over when node %s no longer has it, or is silent for %s",
 		disk.Twins(object.Name, on(object.Spec.Path, owner.Name), on(path, k.node)), owner.Name, after)
 }
-
-// silentBeats is how many heartbeats a node may miss before its disks may be taken over.
-const silentBeats = 3
 
 // released reports whether a disk's node says that it does not have it open, or can do nothing with it.
 func released(object *v1alpha1.Disk) bool {

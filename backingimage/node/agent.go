@@ -38,6 +38,7 @@ type Options struct {
 	PoolBytes        int64             // size of the pools made for them; see disk.Options
 	Heartbeat        time.Duration     // default 20 s
 	DiskAnswer       time.Duration     // how long a disk may take to say how it is before it counts as hung; default 10 s
+	TakeOverAfter    time.Duration     // how long a node must be silent before a disk of its may be taken over; default 3 heartbeats
 	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
 	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
 	RetryMax         time.Duration     // default 5 min
@@ -51,6 +52,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Heartbeat == 0 {
 		o.Heartbeat = 20 * time.Second
+	}
+	if o.TakeOverAfter == 0 {
+		o.TakeOverAfter = 3 * max(o.Heartbeat, time.Second) // heartbeats are written in whole seconds
 	}
 	if o.DiskAnswer == 0 {
 		o.DiskAnswer = 10 * time.Second

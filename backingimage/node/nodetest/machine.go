@@ -50,6 +50,8 @@ type Machine struct {
 	Store    *store.Store // a new one after each Start
 	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
 	AgentOnly bool
+	// TakeOverAfter is node.Options.TakeOverAfter.
+	TakeOverAfter time.Duration
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -108,7 +110,7 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 	must(m.tb, err)
 	a = node.New(m.NodeName, s, m.Set, node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat, DiskAnswer: time.Second,
+		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat, DiskAnswer: time.Second, TakeOverAfter: m.TakeOverAfter,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	parts := []Part{s}
