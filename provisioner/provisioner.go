@@ -174,7 +174,7 @@ func (p *Provisioner) Delete(ctx context.Context, id string) error {
 		}
 		return now == nil, nil
 	})
-	return waited(err, "volume %s: waiting for the agent on node %s to remove it: %s", id, v.Spec.NodeName, v.Status.Message)
+	return waited(err, "volume %s: waiting for the agent on node %s to remove it: %s%s", id, v.Spec.NodeName, v.Status.Message, diskTrouble(p.store, v.Spec.DiskUUID))
 }
 
 // Expand implements Controller.

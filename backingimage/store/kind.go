@@ -33,16 +33,17 @@ type Kind[T Object] struct {
 	name     string
 	client   writer[T]
 	list     func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	selector string // of the objects in the cache
 	informer cache.SharedIndexInformer
 }
 
 func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string) *Kind[T] {
-	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-		o.FieldSelector = fieldSelector
-		return client.List(ctx, o)
-	}
+	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
 	lw := plainLists{&cache.ListWatch{
-		ListWithContextFunc: list,
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = fieldSelector
+			return client.List(ctx, o)
+		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = fieldSelector
 			return client.Watch(ctx, o)
@@ -52,6 +53,7 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 		name:     name,
 		client:   client,
 		list:     list,
+		selector: fieldSelector,
 		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{}),
 	}
 }
@@ -113,8 +115,11 @@ func (k *Kind[T]) Live(ctx context.Context, name string) (T, error) {
 }
 
 // LiveList returns all objects from the API server, sorted by name: what was written before the call is in it.
-func (k *Kind[T]) LiveList(ctx context.Context) ([]T, error) {
-	list, err := k.list(ctx, metav1.ListOptions{})
+func (k *Kind[T]) LiveList(ctx context.Context) ([]T, error) { return k.LiveSelect(ctx, k.selector) }
+
+// LiveSelect is LiveList of the objects that a field selector chooses, those included that are not in the cache.
+func (k *Kind[T]) LiveSelect(ctx context.Context, selector string) ([]T, error) {
+	list, err := k.list(ctx, metav1.ListOptions{FieldSelector: selector})
 	if err != nil {
 		return nil, Classify("list", k.name, "", err)
 	}

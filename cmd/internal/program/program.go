@@ -82,6 +82,16 @@ func AtLeastOne(name string) cobra.PositionalArgs {
 	}
 }
 
+// AtMostOne checks that a command has no argument or one.
+func AtMostOne(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return UsageError(cmd, "unexpected argument %q after %s", args[1], name)
+		}
+		return nil
+	}
+}
+
 // SetVerbosity sets the level of klog, in every library too.
 func SetVerbosity(level int) error {
 	flags := flag.NewFlagSet("log", flag.ContinueOnError)

@@ -75,6 +75,6 @@ func (p peerConfig) address(listening string) string {
 }
 
 // server makes the HTTPS server.
-func (p *peers) server(s *store.Store, disks []*disk.Disk, r prometheus.Registerer) (*transfer.Server, error) {
+func (p *peers) server(s *store.Store, disks *disk.Set, r prometheus.Registerer) (*transfer.Server, error) {
 	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, transfer.Options{Metrics: transfer.NewMetrics(r)})
 }

@@ -57,15 +57,11 @@ func Run(ctx context.Context, c Config, newAPI func(dataDir, listen string) (API
 		return err
 	}
 	defer func() { err = errors.Join(err, stopped(ctx, "control plane", api.Stop)) }()
-	disks, err := openDisks(ctx, c)
-	defer func() {
-		for _, d := range disks {
-			err = errors.Join(err, stopped(ctx, "disk "+d.Path(), d.Close))
-		}
-	}()
+	disks, err := disk.NewSet() // the agent opens them
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, stopped(ctx, "disks", disks.Close)) }()
 	parts, err := join(c, api.RESTConfig(), disks)
 	if err != nil {
 		return err
@@ -82,19 +78,6 @@ func Run(ctx context.Context, c Config, newAPI func(dataDir, listen string) (API
 	return group.Wait()
 }
 
-// openDisks opens the disks of this machine. What it opened it returns, also beside an error.
-func openDisks(ctx context.Context, cfg Config) ([]*disk.Disk, error) {
-	var disks []*disk.Disk
-	for _, path := range cfg.disks {
-		d, err := disk.Open(ctx, path, disk.Options{PoolBytes: cfg.poolBytes})
-		if err != nil {
-			return disks, err
-		}
-		disks = append(disks, d)
-	}
-	return disks, nil
-}
-
 // parts are the running parts of a process, joined.
 type parts struct {
 	store   *store.Store
@@ -107,7 +90,7 @@ type parts struct {
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
-func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
+func join(cfg Config, api *rest.Config, disks *disk.Set) (*parts, error) {
 	s, err := store.New(api, store.Options{})
 	if err != nil {
 		return nil, err
@@ -127,10 +110,8 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 		return nil, err
 	}
 	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
-	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
-	if err != nil {
-		return nil, err
-	}
+	cfg.agent.Disks, cfg.agent.PoolBytes = cfg.disks, cfg.poolBytes
+	agent := node.New(cfg.nodeName, s, disks, cfg.agent)
 	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
@@ -150,13 +131,11 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 // secretsDirectory is the directory of secrets below that of the data.
 const secretsDirectory = "secrets"
 
-// newEngines makes each disk's engine.
-func newEngines(disks []*disk.Disk) *provisioner.Engines {
-	byDisk := map[string]engine.Engine{}
-	for _, d := range disks {
-		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
-	}
-	return provisioner.NewEngines(byDisk)
+// newEngines makes each disk's engine when it is needed.
+func newEngines(disks *disk.Set) *provisioner.Engines {
+	return provisioner.NewEngines(disks, func(d *disk.Disk) engine.Engine {
+		return reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
+	})
 }
 
 // run starts every part under the group.
