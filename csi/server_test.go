@@ -243,7 +243,7 @@ func TestPanicIsAnInternalErrorAndTheServerGoesOn(t *testing.T) {
 func createVolume(name string) *spec.CreateVolumeRequest {
 	return &spec.CreateVolumeRequest{
 		Name:    name,
-		Secrets: map[string]string{"user": "hunter2"},
+		Secrets: map[string]string{"username": "me", "password": "hunter2"},
 		VolumeCapabilities: []*spec.VolumeCapability{{
 			AccessMode: &spec.VolumeCapability_AccessMode{Mode: spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
 			AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{}},

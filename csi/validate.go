@@ -8,6 +8,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/csi/mount"
 	"plinth.dev/plinth/provisioner"
 )
@@ -62,7 +63,17 @@ func createRequest(r *csi.CreateVolumeRequest) (provisioner.CreateRequest, error
 		Parameters:    r.GetParameters(),
 		SourceVolume:  source,
 		Nodes:         nodes,
+		Secrets:       parseSecrets(r.GetSecrets()),
 	}, nil
+}
+
+// parseSecrets takes the secrets out of the reach of whoever prints a request.
+func parseSecrets(secrets map[string]string) map[string]credential.Secret {
+	hidden := make(map[string]credential.Secret, len(secrets))
+	for key, value := range secrets {
+		hidden[key] = credential.Secret(value)
+	}
+	return hidden
 }
 
 // checkName refuses what the specification bans: control characters, except the usual blanks.

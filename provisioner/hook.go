@@ -57,9 +57,12 @@ func (p *Provisioner) ensureImage(ctx context.Context, d *draft) error {
 	if d.parameters.Image == "" || d.source != nil {
 		return nil
 	}
+	if err := p.checkSecret(d); err != nil {
+		return err
+	}
 	image, err := p.store.Images.Live(ctx, d.parameters.Image)
 	if backingimage.Is(err, backingimage.NotFound) {
-		image, err = p.createImage(ctx, d.parameters)
+		image, err = p.createImage(ctx, d)
 		if backingimage.Is(err, backingimage.Conflict) { // another call was faster; compare with its
 			image, err = p.store.Images.Live(ctx, d.parameters.Image)
 		}
@@ -75,15 +78,31 @@ func (p *Provisioner) ensureImage(ctx context.Context, d *draft) error {
 	if image.DeletionTimestamp != nil {
 		return backingimage.Errorf(backingimage.Precondition, "backing image %s is being deleted; try again when it is gone, or name another", image.Name)
 	}
+	if err := p.keepSecret(ctx, d, image); err != nil {
+		return err
+	}
 	d.image = image
 	return p.imageFailure(image)
 }
 
+// notOnDemand is why an image of a source type cannot be made by a class; nil when it can.
+func notOnDemand(image string, t v1alpha1.SourceType) error {
+	switch t {
+	case "":
+		return backingimage.Errorf(backingimage.NotFound, "there is no backing image %q: create it, or let the StorageClass say where it comes from with %s and %s", image, keySourceType, keySourceParameters)
+	case v1alpha1.SourceUpload:
+		return backingimage.Errorf(backingimage.NotFound, "there is no backing image %q, and a StorageClass has no file to upload: upload it first with \"plinth image upload FILE --name %s\"", image, image)
+	case v1alpha1.SourceRestore:
+		return backingimage.Errorf(backingimage.Unsupported, "there is no backing image %q, and restoring one from a backup is not in this version; create it from another source", image)
+	}
+	return nil
+}
+
 // createImage makes the image that a class describes.
-func (p *Provisioner) createImage(ctx context.Context, params Parameters) (*v1alpha1.BackingImage, error) {
-	if params.SourceType == "" {
-		return nil, backingimage.Errorf(backingimage.NotFound, "there is no backing image %q: create it, or let the StorageClass say where it comes from with %s and %s",
-			params.Image, keySourceType, keySourceParameters)
+func (p *Provisioner) createImage(ctx context.Context, d *draft) (*v1alpha1.BackingImage, error) {
+	params := d.parameters
+	if err := notOnDemand(params.Image, params.SourceType); err != nil {
+		return nil, err
 	}
 	image := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: params.Image}, Spec: v1alpha1.BackingImageSpec{
 		SourceType: params.SourceType, SourceParameters: map[string]v1alpha1.SourceParameter{}, Checksum: params.Checksum,
@@ -91,6 +110,9 @@ func (p *Provisioner) createImage(ctx context.Context, params Parameters) (*v1al
 	}}
 	for k, v := range params.SourceParameters {
 		image.Spec.SourceParameters[k] = v1alpha1.SourceParameter(v)
+	}
+	if d.wantsSecret() {
+		nameSecret(image)
 	}
 	klog.FromContext(ctx).Info("Creating backing image on demand", "backingImage", image.Name, "sourceType", params.SourceType)
 	return p.store.Images.Create(ctx, image)
@@ -108,9 +130,14 @@ func differences(params Parameters, image *v1alpha1.BackingImage) []string {
 	}
 	if params.SourceParameters != nil {
 		is := image.Spec.Parameters()
-		for _, key := range sortedKeys(params.SourceParameters, is) {
-			if params.SourceParameters[key] != is[key] {
-				name(keySourceParameters+"."+key, source.RedactURL(params.SourceParameters[key]), source.RedactURL(is[key]))
+		if params.SourceParameters[v1alpha1.ParameterSecret] == "" {
+			is = withoutKept(image)
+		}
+		class := source.Canonical(params.SourceType, params.SourceParameters)
+		is = source.Canonical(image.Spec.SourceType, is)
+		for _, key := range sortedKeys(class, is) {
+			if class[key] != is[key] {
+				name(keySourceParameters+"."+key, source.RedactURL(class[key]), source.RedactURL(is[key]))
 			}
 		}
 	}

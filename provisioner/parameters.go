@@ -88,8 +88,8 @@ var parsers = map[string]parser{
 	keyMigratable:       only(keyMigratable, "false", "a volume cannot be attached to two nodes at once; remove the key"),
 }
 
-// ParseParameters reads a StorageClass's parameters. Everything it refuses is Invalid, by key, with the value and the
-// remedy; a key it does not know is refused with the nearest one it does.
+// ParseParameters reads a StorageClass's parameters. Everything it refuses is Invalid (Unsupported where another version might
+// do it), by key, with the value and the remedy; a key it does not know is refused with the nearest one it does.
 func ParseParameters(raw map[string]string) (Parameters, error) {
 	var p Parameters
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
@@ -121,10 +121,14 @@ func (p *Parameters) validate() error {
 	if p.SourceType == "" && len(p.SourceParameters) > 0 {
 		return invalid(keySourceParameters, "is given without %s; set %s, e.g. to download", keySourceType, keySourceType)
 	}
-	if p.SourceType == v1alpha1.SourceDownload {
-		if err := source.ValidateURL(p.SourceParameters[v1alpha1.ParameterURL]); err != nil {
-			return backingimage.Errorf(backingimage.Invalid, "parameter %s: %w", keySourceParameters, err)
-		}
+	if p.SourceType == "" {
+		return nil
+	}
+	if err := source.ValidateSource(p.SourceType, p.SourceParameters); err != nil {
+		return backingimage.Errorf(backingimage.KindOf(err), "parameter %s: %w", keySourceParameters, err)
+	}
+	if p.SourceType == v1alpha1.SourceClone && p.SourceParameters[v1alpha1.ParameterBackingImage] == p.Image {
+		return invalid(keySourceParameters, "%s: image %q cannot be a clone of itself; name another image", v1alpha1.ParameterBackingImage, p.Image)
 	}
 	return nil
 }
@@ -160,13 +164,11 @@ func (p *Parameters) setImage(key, name string) error {
 
 func parseSourceType(p *Parameters, v string) error {
 	switch t := v1alpha1.SourceType(v); t {
-	case v1alpha1.SourceDownload:
+	case v1alpha1.SourceDownload, v1alpha1.SourceUpload, v1alpha1.SourceExport, v1alpha1.SourceClone, v1alpha1.SourceRestore:
 		p.SourceType = t
 		return nil
-	case v1alpha1.SourceUpload, v1alpha1.SourceExport, v1alpha1.SourceClone, v1alpha1.SourceRestore:
-		return invalid(keySourceType, "%q is not in this version; it can make images by download", v)
 	}
-	return invalid(keySourceType, "%q is no source type; use download", v)
+	return invalid(keySourceType, "%q is no source type; use download, export-from-volume or clone, or, for an image that exists, upload", v)
 }
 
 func parseSourceParameters(p *Parameters, v string) error {

@@ -11,6 +11,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/store"
 )
 
@@ -30,6 +31,8 @@ type Options struct {
 	SizeWait time.Duration
 	// AgentWait bounds how long Create of a clone, Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
 	AgentWait time.Duration
+	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
+	Credentials credential.Store
 }
 
 func (o Options) withDefaults() Options {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
 )
 
 // CreateRequest asks for a volume, in domain words.
@@ -14,6 +15,8 @@ type CreateRequest struct {
 	Parameters    map[string]string // the StorageClass's
 	SourceVolume  string            // ID of the volume to clone; "" for none
 	Nodes         []string          // nodes it may be on, in order of preference; empty: any
+	// Secrets are the content of the class's provisioner secret, with which an image is downloaded on demand.
+	Secrets map[string]credential.Secret
 }
 
 // Controller is the cluster's side of a volume's life. All methods are safe to repeat; errors carry a

@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 
 	"k8s.io/klog/v2"
 
@@ -77,3 +79,31 @@ func (t *tail) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// Survivor is a program that goes on when this process dies. It notices by the end of its standard input.
+type Survivor struct {
+	Stdin io.WriteCloser
+	cmd   *exec.Cmd
+}
+
+// Survive starts a program in a process group of its own, so that what is sent to ours does not reach it. Its output is
+// thrown away. A program that is not installed is Unsupported.
+func Survive(name string, args ...string) (*Survivor, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	if err := cmd.Start(); errors.Is(err, exec.ErrNotFound) {
+		return nil, backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+	} else if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return &Survivor{Stdin: stdin, cmd: cmd}, nil
+}
+
+// Wait returns when the program has ended; close Stdin first.
+func (s *Survivor) Wait() error { return s.cmd.Wait() }

@@ -11,19 +11,27 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/store"
 )
 
 // Images is the loop that gives every BackingImage its copies.
 type Images struct {
-	store *store.Store
-	loop  *reconcile.Loop
+	store   *store.Store
+	options Options
+	loop    *reconcile.Loop
+}
+
+// Options of an Images.
+type Options struct {
+	// Credentials keeps the secrets that go with their images; nil when there are none.
+	Credentials credential.Store
 }
 
 // NewImages makes the loop; it starts nothing.
-func NewImages(s *store.Store) *Images {
-	c := &Images{store: s}
+func NewImages(s *store.Store, o Options) *Images {
+	c := &Images{store: s, options: o}
 	c.loop = reconcile.New("images", c, reconcile.Options{})
 	return c
 }
@@ -34,11 +42,15 @@ func (c *Images) Run(ctx context.Context) error {
 		return err
 	}
 	defer c.store.Images.OnChange(func(i *v1alpha1.BackingImage) { c.loop.Enqueue(i.Name) })()
-	defer c.store.Copies.OnChange(func(b *v1alpha1.BackingImageCopy) { c.loop.Enqueue(b.Spec.Image) })()
+	defer c.store.Copies.OnChange(func(b *v1alpha1.BackingImageCopy) {
+		c.loop.Enqueue(b.Spec.Image)
+		c.wakeClones(b.Spec.Image)
+	})()
 	defer c.store.Volumes.OnChange(func(v *v1alpha1.Volume) {
 		if v.Spec.Image != nil {
 			c.loop.Enqueue(v.Spec.Image.Name)
 		}
+		c.wakeExports(v)
 	})()
 	all := newChanges(func() {
 		for _, i := range c.store.Images.List() {
@@ -68,15 +80,19 @@ func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, err
 		})
 		return 0, backingimage.IgnoreNotFound(err) // the change brings us back
 	}
-	s := State{Image: image, Copies: c.copies(name), Disks: c.store.Disks.List(), Nodes: c.store.Nodes.List(), Volumes: c.store.Volumes.List()}
+	near, err := c.near(ctx, image)
+	if err != nil {
+		return 0, err
+	}
+	s := State{Image: image, Near: near, Copies: c.copies(name), Disks: c.store.Disks.List(), Nodes: c.store.Nodes.List(), Volumes: c.store.Volumes.List()}
 	d := Plan(s)
 	if err := c.apply(ctx, s, d); err != nil {
 		return 0, err
 	}
 	if d.Done {
-		return 0, c.release(ctx, name)
+		return 0, c.release(ctx, image)
 	}
-	_, err := c.store.Images.ModifyStatus(ctx, name, func(i *v1alpha1.BackingImage) { summarize(s, d, &i.Status) })
+	_, err = c.store.Images.ModifyStatus(ctx, name, func(i *v1alpha1.BackingImage) { summarize(s, d, &i.Status) })
 	return 0, backingimage.IgnoreNotFound(err)
 }
 
@@ -116,9 +132,14 @@ func (c *Images) apply(ctx context.Context, s State, d Decision) error {
 	return backingimage.IgnoreNotFound(err)
 }
 
-// release lets a deleted image go.
-func (c *Images) release(ctx context.Context, name string) error {
-	_, err := c.store.Images.Modify(ctx, name, func(i *v1alpha1.BackingImage) {
+// release lets a deleted image go, after the secret that was kept for it.
+func (c *Images) release(ctx context.Context, image *v1alpha1.BackingImage) error {
+	if c.options.Credentials != nil && credential.Kept(image) {
+		if err := c.options.Credentials.Delete(ctx, credential.ImageRef(image.Name)); err != nil {
+			return err
+		}
+	}
+	_, err := c.store.Images.Modify(ctx, image.Name, func(i *v1alpha1.BackingImage) {
 		i.Finalizers = slices.DeleteFunc(i.Finalizers, func(f string) bool { return f == v1alpha1.ImageFinalizer })
 	})
 	return backingimage.IgnoreNotFound(err)

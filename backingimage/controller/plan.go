@@ -17,6 +17,7 @@ import (
 // contradictory; those that do not concern the image are passed over.
 type State struct {
 	Image   *v1alpha1.BackingImage
+	Near    Near // where the bytes are that the image is made of
 	Copies  []*v1alpha1.BackingImageCopy
 	Disks   []*v1alpha1.Disk
 	Nodes   []*v1alpha1.StorageNode
@@ -54,8 +55,10 @@ func Plan(s State) Decision {
 			have[c.Spec.DiskUUID] = c
 		}
 	}
-	place(s, &d, have, waiting)
-	d.Origin = origin(s, &d, have, waiting)
+	eligible := eligibleDisks(s)
+	near := originDisk(s, eligible, have, waiting)
+	place(s, &d, eligible, near, have, waiting)
+	d.Origin = origin(&d, near, have, waiting)
 	slices.Sort(d.Delete)
 	return d
 }
@@ -93,11 +96,13 @@ func dissolve(s State) Decision {
 	return d
 }
 
-// place adds the copies that are missing: where volumes wait, where users ask for one by disk, everywhere for
-// prefetch, and on the best disks until there are enough.
-func place(s State, d *Decision, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) {
-	eligible := eligibleDisks(s)
+// place adds the copies that are missing: near the bytes that the image is made of, where volumes wait, where users ask for one
+// by disk, everywhere for prefetch, and on the best disks until there are enough.
+func place(s State, d *Decision, eligible []*v1alpha1.Disk, near *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) {
 	wanted := map[string]*v1alpha1.Disk{}
+	if near != nil {
+		wanted[near.Name] = near
+	}
 	for _, disk := range s.Disks {
 		_, waits := waiting[disk.Name]
 		spec, listed := s.Image.Spec.DiskFileSpecMap[disk.Name]
@@ -208,8 +213,11 @@ func shortage(s State, eligible []*v1alpha1.Disk) string {
 }
 
 // origin names the copy that shall fetch from the source, when none is marked and none is ready. A copy that is yet
-// to be made is marked at its creation.
-func origin(s State, d *Decision, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) string {
+// to be made is marked at its creation. near is where it must be, wherever one is marked already.
+func origin(d *Decision, near *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) string {
+	if near != nil {
+		return originOn(d, near, have)
+	}
 	disks := make([]string, 0, len(have))
 	for name, c := range have {
 		if c.Spec.Origin || c.Status.State == v1alpha1.CopyReady {
@@ -227,9 +235,22 @@ func origin(s State, d *Decision, have map[string]*v1alpha1.BackingImageCopy, wa
 		first := slices.MinFunc(d.Create, func(a, b v1alpha1.BackingImageCopySpec) int {
 			return cmp.Or(cmp.Compare(len(waiting[b.DiskUUID]), len(waiting[a.DiskUUID])), strings.Compare(a.DiskUUID, b.DiskUUID))
 		})
-		for i := range d.Create {
-			d.Create[i].Origin = d.Create[i].DiskUUID == first.DiskUUID
-		}
+		markCreated(d, first.DiskUUID)
 	}
 	return ""
+}
+
+// originOn names the copy on a disk, or marks the one that is to be made there.
+func originOn(d *Decision, disk *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy) string {
+	if c := have[disk.Name]; c != nil {
+		return c.Name
+	}
+	markCreated(d, disk.Name)
+	return ""
+}
+
+func markCreated(d *Decision, disk string) {
+	for i := range d.Create {
+		d.Create[i].Origin = d.Create[i].DiskUUID == disk
+	}
 }

@@ -79,6 +79,43 @@ func TestPlan(t *testing.T) {
 			state:  state(image("a", copies(1)), disks("d1/n1/10"), foreignCopy("a", "d1")),
 			delete: name("old", "d1"), create: "d1*", wanted: 1,
 		},
+		"an export's origin is on its volume's disk, whatever its selectors and the room say": {
+			state: state(image("a", copies(1), func(i *v1alpha1.BackingImage) { i.Spec.DiskSelector = []string{"fast"} }),
+				disks("d1/n1/10/cordoned", "d2/n1/20/fast"), near(true, "d1")),
+			create: "d1*", wanted: 1,
+		},
+		"an export that a volume waits for elsewhere is made on its own disk first": {
+			state:  state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20"), near(true, "d1"), waiting("v", "a", "d2")),
+			create: "d1* d2", wanted: 2,
+		},
+		"an origin on another disk than the exported volume's is no use": {
+			state:  state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20"), near(true, "d1"), originOf("a", "d2")),
+			create: "d1*", wanted: 1,
+		},
+		"an export that has failed for good is not tried on another disk": {
+			state: state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20"), near(true, "d1"), originOf("a", "d2"), failed), wanted: 1,
+		},
+		"an export whose disk is gone has its copy anywhere, to say so": {
+			state:  state(image("a", copies(1)), disks("d2/n1/20"), near(true, "d1")),
+			create: "d2*", wanted: 1,
+		},
+		"a clone's origin is on a disk with its source, roomiest first": {
+			state:  state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20", "d3/n2/30"), near(false, "d1", "d2")),
+			create: "d2*", wanted: 1,
+		},
+		"a clone keeps to its selectors, on the node of its source": {
+			state: state(image("a", copies(1), func(i *v1alpha1.BackingImage) { i.Spec.DiskSelector = []string{"fast"} }),
+				disks("d1/n1/10", "d2/n1/20/fast", "d3/n2/30/fast"), near(false, "d1")),
+			create: "d2*", wanted: 1,
+		},
+		"a clone that a volume waits for on its source's disk is made there": {
+			state:  state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20"), near(false, "d1", "d2"), waiting("v", "a", "d1")),
+			create: "d1*", wanted: 1,
+		},
+		"a ready clone needs its source no longer": {
+			state:  state(image("a", copies(1)), disks("d1/n1/10", "d2/n1/20"), near(false, "d1"), copyOf("a", "d2", v1alpha1.CopyReady)),
+			wanted: 1,
+		},
 		"an image that is deleted goes with its copies": {
 			state:  state(image("a", copies(1), deleting), disks("d1/n1/10"), copyOf("a", "d1", v1alpha1.CopyInProgress)),
 			delete: name("a", "d1"), done: true,
@@ -159,6 +196,7 @@ func checkDecision(t *testing.T, s controller.State, d controller.Decision) {
 		}
 		seen[c.DiskUUID] = true
 	}
+	checkOrigin(t, s, d)
 	for disk := range waiting {
 		has := seen[disk] || slices.ContainsFunc(s.Copies, func(c *v1alpha1.BackingImageCopy) bool {
 			return c.Spec.DiskUUID == disk && c.Spec.ImageUID == string(s.Image.UID)
@@ -170,6 +208,27 @@ func checkDecision(t *testing.T, s controller.State, d controller.Decision) {
 	}
 	if d.Done && len(waiting) > 0 {
 		t.Errorf("lets the image go while volumes wait")
+	}
+}
+
+// checkOrigin checks that an export whose disk is known and which is not made, and has not failed, is made on that disk.
+func checkOrigin(t *testing.T, s controller.State, d controller.Decision) {
+	known := slices.ContainsFunc(s.Disks, func(d *v1alpha1.Disk) bool { return slices.Contains(s.Near.Disks, d.Name) })
+	over := slices.ContainsFunc(s.Copies, func(c *v1alpha1.BackingImageCopy) bool {
+		return c.Spec.ImageUID == string(s.Image.UID) && (c.Status.State == v1alpha1.CopyReady || c.Spec.Origin && c.Final())
+	})
+	if !s.Near.Only || !known || over || d.Done {
+		return
+	}
+	s.Copies = slices.Clone(s.Copies)
+	for i, c := range s.Copies {
+		s.Copies[i] = c.DeepCopy()
+	}
+	apply(&s, d)
+	if !slices.ContainsFunc(s.Copies, func(c *v1alpha1.BackingImageCopy) bool {
+		return c.Spec.Origin && slices.Contains(s.Near.Disks, c.Spec.DiskUUID)
+	}) {
+		t.Errorf("an export has no origin on its volume's disk %v: %+v", s.Near.Disks, d)
 	}
 }
 
@@ -200,6 +259,9 @@ func hasReady(s controller.State) bool {
 
 func randomState(r *rand.Rand) controller.State {
 	s := state(image("a", copies(r.IntN(5))))
+	if r.IntN(2) == 0 {
+		near(r.IntN(2) == 0, fmt.Sprintf("d%d", r.IntN(6)), fmt.Sprintf("d%d", r.IntN(6)))(&s)
+	}
 	states := []v1alpha1.CopyState{"", v1alpha1.CopyPending, v1alpha1.CopyInProgress, v1alpha1.CopyReady, v1alpha1.CopyFailed, v1alpha1.CopyUnknown, "nonsense"}
 	disk := func() string { return fmt.Sprintf("d%d", r.IntN(6)) }
 	for i := range r.IntN(6) {
@@ -334,6 +396,14 @@ func originOf(image, disk string) func(*controller.State) {
 		s.Copies[len(s.Copies)-1].Spec.Origin = true
 	}
 }
+
+// near says where the bytes are that the image is made of.
+func near(only bool, disks ...string) func(*controller.State) {
+	return func(s *controller.State) { s.Near = controller.Near{Disks: disks, Only: only} }
+}
+
+// failed makes the last copy one that has failed for good.
+func failed(s *controller.State) { s.Copies[len(s.Copies)-1].Status.State = v1alpha1.CopyFailed }
 
 // foreignCopy is a copy of an image that had the name before.
 func foreignCopy(image, disk string) func(*controller.State) {

@@ -12,6 +12,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk/freeze"
 )
 
 // Options of Open.
@@ -96,7 +97,24 @@ func (d *Disk) open(ctx context.Context, o Options) error {
 	if d.id, err = openIdentity(d.layout, o.Clock); err != nil {
 		return err
 	}
+	if err := d.thaw(ctx); err != nil {
+		return err
+	}
 	return d.sweep()
+}
+
+// thaw ends what an agent was killed in while it held volumes' filesystems frozen.
+func (d *Disk) thaw(ctx context.Context) error {
+	markers, err := filepath.Glob(d.layout.Frozen("*"))
+	if err != nil {
+		return fmt.Errorf("look for frozen filesystems: %w", err)
+	}
+	for _, marker := range markers {
+		if err := freeze.Recover(ctx, marker); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // UUID of the disk, as stored on it.

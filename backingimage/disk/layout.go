@@ -40,6 +40,13 @@ func (l Layout) StagedVolume(id string) string {
 	return filepath.Join(string(l), "staging", "volume-"+id)
 }
 
+// Frozen is the file that says which filesystems of a volume are held frozen, while some are; see package freeze.
+func (l Layout) Frozen(id string) string {
+	return filepath.Join(string(l), "staging", frozenPrefix+id)
+}
+
+const frozenPrefix = "frozen-"
+
 // Staging is the directory of everything unfinished.
 func (l Layout) Staging() string { return filepath.Join(string(l), "staging") }
 

@@ -97,6 +97,18 @@ func verifyChunk(f *os.File, want manifest.Digest, chunk []byte, offset int64) (
 	return manifest.Sum(chunk) == want, nil
 }
 
+// nextData is where the next stored byte at or after an offset is; -1 when there is none.
+func nextData(f *os.File, offset int64) (int64, error) {
+	data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, fmt.Errorf("look for data in %s: %w", f.Name(), err)
+	}
+	return data, nil
+}
+
 // isHole reports whether nothing is stored there; false when that cannot be found out.
 func isHole(f *os.File, offset, length int64) bool {
 	data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)

@@ -30,6 +30,7 @@ type Options struct {
 	Version          string            // of this program, for StorageNode.status
 	Source           source.Options    // what downloads may reach, and how
 	Credentials      credential.Reader // of images' secrets; nil when there are none
+	Exporter         Exporter          // of this node's volumes; nil when there are none
 	Limits           format.Limits     // what an image may be
 	MaxFetches       int               // fetches at once; default 5
 	Heartbeat        time.Duration     // default 20 s
@@ -103,7 +104,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	close(a.registered)
 	defer a.store.Copies.OnChange(a.copyChanged)()
-	defer a.store.Images.OnChange(func(i *v1alpha1.BackingImage) { a.wake(string(i.UID)) })()
+	defer a.store.Images.OnChange(func(i *v1alpha1.BackingImage) {
+		a.wake(string(i.UID))
+		a.wakeNear(func(other *v1alpha1.BackingImage) bool { return other.Spec.Clones(i.Name) })
+	})()
+	defer a.store.Volumes.OnChange(func(v *v1alpha1.Volume) {
+		a.wakeNear(func(i *v1alpha1.BackingImage) bool { return i.Spec.Exports(v) })
+	})()
 	a.enqueueFound(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.loop.Run(ctx) })
@@ -129,6 +136,7 @@ func (a *Agent) copyChanged(c *v1alpha1.BackingImageCopy) {
 	if c.Status.State == v1alpha1.CopyReady {
 		a.wake(c.Spec.ImageUID)
 	}
+	a.wakeNear(func(i *v1alpha1.BackingImage) bool { return i.Spec.Clones(c.Spec.Image) })
 }
 
 // wake looks again at every copy of an image on this node's disks.

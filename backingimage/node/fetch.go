@@ -33,6 +33,12 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if !c.Spec.Origin {
 		return nil, "waits for the image's first copy, which another disk is making", nil
 	}
+	if run, waits, is, err := a.near(ctx, c, d, image); is {
+		return run, waits, err
+	}
+	if waits := a.waitsForSecret(ctx, image); waits != "" {
+		return nil, waits, nil
+	}
 	from, err := a.source(ctx, image)
 	if err != nil {
 		return nil, "", err

@@ -39,6 +39,17 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 	return source.NewHTTP(raw, o)
 }
 
+// waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
+func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {
+	if a.options.Credentials == nil || !credential.Kept(image) {
+		return ""
+	}
+	if _, err := a.options.Credentials.Get(ctx, credential.ImageRef(image.Name)); backingimage.Is(err, backingimage.NotFound) {
+		return "waits for the provisioner secret of its StorageClass, which comes with the next CreateVolume call"
+	}
+	return ""
+}
+
 // credential is who asks for an image: what the secret says that its parameters name, and the proxy.
 func (a *Agent) credential(ctx context.Context, parameters map[string]string) (credential.Credential, error) {
 	var c credential.Credential

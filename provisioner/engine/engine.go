@@ -36,6 +36,14 @@ type Engine interface {
 	// or mounted.
 	Detach(ctx context.Context, id string) error
 
+	// Export makes a file, at a path on the volume's disk, of the volume's whole content as it is at one moment, attached
+	// or not. A filesystem that is mounted here from its device, or from a partition of it, is frozen for that moment: it
+	// is clean in the file. Anything else is as a power loss would leave it. The file is sparse, its cost grows with the
+	// volume's extents, and it needs the volume no longer; when Export returns it survives a power loss. After an error
+	// or a kill there is no file at that path; a file that is there before is replaced. NotFound when there is no volume;
+	// NotReady when the filesystem did not stay frozen; Full.
+	Export(ctx context.Context, id, path string) error
+
 	// Stat returns what is on disk. NotFound.
 	Stat(ctx context.Context, id string) (Info, error)
 

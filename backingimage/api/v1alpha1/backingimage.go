@@ -16,17 +16,20 @@ const (
 
 // Keys of BackingImageSpec.SourceParameters.
 const (
-	ParameterURL             = "url"              // download: http, https, s3 or oci
-	ParameterSecret          = "secret"           // download: the name of the secret that says who asks
-	ParameterSecretNamespace = "secret-namespace" // download: of the secret; "default" when absent
-	ParameterProxy           = "proxy"            // download: URL of the proxy to go through
-	ParameterEndpoint        = "endpoint"         // download from s3: URL of the server
-	ParameterRegion          = "region"           // download from s3
-	ParameterPathStyle       = "path-style"       // download from s3: "true" for http://server/bucket/key
-	ParameterVolumeName      = "volume-name"      // export-from-volume
-	ParameterExportType      = "export-type"      // export-from-volume: the format that a later download yields, raw or qcow2
-	ParameterBackingImage    = "backing-image"    // clone: the image to clone
-	ParameterBackupURL       = "backup-url"       // restore
+	ParameterURL              = "url"                // download: http, https, s3 or oci
+	ParameterSecret           = "secret"             // download: the name of the secret that says who asks
+	ParameterSecretNamespace  = "secret-namespace"   // download: of the secret; "default" when absent
+	ParameterProxy            = "proxy"              // download: URL of the proxy to go through
+	ParameterEndpoint         = "endpoint"           // download from s3: URL of the server
+	ParameterRegion           = "region"             // download from s3
+	ParameterPathStyle        = "path-style"         // download from s3: "true" for http://server/bucket/key
+	ParameterVolumeName       = "volume-name"        // export-from-volume
+	ParameterExportType       = "export-type"        // export-from-volume: the format that a later download yields, raw or qcow2
+	ParameterBackingImage     = "backing-image"      // clone: the image to clone
+	ParameterEncryption       = "encryption"         // clone: "ignore" is the only value; the key is Longhorn's
+	ParameterBackupURL        = "backup-url"         // restore
+	ParameterBackupTargetName = "backup-target-name" // restore
+	ParameterConcurrentLimit  = "concurrent-limit"   // restore
 )
 
 // BackingImageSpec is what users want of an image. The controller never writes it.
@@ -37,7 +40,10 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || (has(self.sourceParameters) && 'url' in self.sourceParameters && self.sourceParameters['url'].matches('^(?i)(https?|s3|oci)://[^/?#]+'))",message="sourceParameters.url: a download needs an http://, https://, s3:// or oci:// URL with a host, a bucket or a registry"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'download' || !has(self.sourceParameters) || !('url' in self.sourceParameters) || !self.sourceParameters['url'].matches('^(?i)(https?|s3)://[^/?#]*@|^(?i)oci://[^/?#]*@[^/?#]*/')",message="sourceParameters.url: a user name or password in the URL would be readable by everyone who can read the image; put it into a secret and name that with sourceParameters.secret"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'export-from-volume' || (has(self.sourceParameters) && 'volume-name' in self.sourceParameters)",message="sourceParameters.volume-name: export-from-volume needs the volume's name"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'export-from-volume' || !has(self.sourceParameters) || !('export-type' in self.sourceParameters) || self.sourceParameters['export-type'] in ['raw', 'qcow2']",message="sourceParameters.export-type: an export yields raw or qcow2"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'clone' || (has(self.sourceParameters) && 'backing-image' in self.sourceParameters)",message="sourceParameters.backing-image: clone needs the name of the image to clone"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'clone' || !has(self.sourceParameters) || !('encryption' in self.sourceParameters) || self.sourceParameters['encryption'] == 'ignore'",message="sourceParameters.encryption: images are not encrypted in this version; remove it, or set it to ignore"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'upload' || !has(self.sourceParameters) || size(self.sourceParameters) == 0",message="sourceParameters: an upload has none"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'restore' || (has(self.sourceParameters) && 'backup-url' in self.sourceParameters)",message="sourceParameters.backup-url: restore needs the backup's URL"
 type BackingImageSpec struct {
 	// SourceType says where the bytes come from: download, upload, export-from-volume, clone or restore. Immutable.

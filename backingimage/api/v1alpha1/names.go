@@ -26,6 +26,32 @@ func (s *BackingImageSpec) Parameters() map[string]string {
 	return m
 }
 
+// VolumeNamed finds a volume by its ID or, where no volume has that ID, by the name that the orchestrator gave it; nil when
+// there is none.
+func VolumeNamed(volumes []*Volume, name string) *Volume {
+	var found *Volume
+	for _, v := range volumes {
+		if v.Name == name {
+			return v
+		}
+		if v.Spec.Name == name {
+			found = v
+		}
+	}
+	return found
+}
+
+// Clones reports whether the image is to be a clone of the named one.
+func (s *BackingImageSpec) Clones(image string) bool {
+	return s.SourceType == SourceClone && string(s.SourceParameters[ParameterBackingImage]) == image
+}
+
+// Exports reports whether the image is to be an export of the volume.
+func (s *BackingImageSpec) Exports(v *Volume) bool {
+	name := string(s.SourceParameters[ParameterVolumeName])
+	return s.SourceType == SourceExport && (name == v.Name || name == v.Spec.Name)
+}
+
 // Waits reports whether a volume still needs its image: it is to be cloned from one and is not yet.
 func (v *Volume) Waits() bool {
 	return v.Spec.Image != nil && v.Spec.SourceVolume == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil

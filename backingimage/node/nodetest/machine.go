@@ -17,6 +17,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/source"
@@ -41,6 +42,9 @@ type Machine struct {
 	API   *rest.Config
 	Disks []*disk.Disk
 	Store *store.Store // a new one after each Start
+	// Credentials of images, and Exporter of volumes; may be nil.
+	Credentials credential.Store
+	Exporter    node.Exporter
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -62,11 +66,11 @@ func (m *Machine) Start() {
 	s, err := store.New(m.API, store.Options{})
 	must(m.tb, err)
 	a, err := node.New(NodeName, s, m.Disks, node.Options{
-		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Version: "test", Credentials: m.Credentials, Exporter: m.Exporter, Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	must(m.tb, err)
-	parts := []Part{s, a, controller.NewImages(s)}
+	parts := []Part{s, a, controller.NewImages(s, controller.Options{Credentials: m.Credentials})}
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
@@ -111,17 +113,18 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(s))
 	metrics := newMetrics(registry)
-	cfg.agent.Metrics = node.NewMetrics(registry)
+	secrets, err := credential.OpenDirectory(filepath.Join(cfg.dataDir, secretsDirectory))
+	if err != nil {
+		return nil, err
+	}
+	engines := newEngines(disks)
+	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
+	cfg.provisioner.Credentials = secrets
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
 	}
-	byDisk := map[string]engine.Engine{}
-	for _, d := range disks {
-		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
-	}
-	engines := provisioner.NewEngines(byDisk)
-	p := &parts{store: s, agent: agent, images: controller.NewImages(s), volumes: provisioner.NewVolumeLoop(s, engines)}
+	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
@@ -132,6 +135,18 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	}
 	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
 	return p, nil
+}
+
+// secretsDirectory is the directory of secrets below that of the data.
+const secretsDirectory = "secrets"
+
+// newEngines makes each disk's engine.
+func newEngines(disks []*disk.Disk) *provisioner.Engines {
+	byDisk := map[string]engine.Engine{}
+	for _, d := range disks {
+		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
+	}
+	return provisioner.NewEngines(byDisk)
 }
 
 // run starts every part under the group.

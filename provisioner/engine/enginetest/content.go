@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -116,6 +117,7 @@ func testBadInput(t *testing.T, b *bench) {
 			b.engine.Clone(ctx, engine.Volume{ID: id, Bytes: imageBytes}, engine.From{Image: golden}),
 			b.engine.Clone(ctx, engine.Volume{ID: "v", Bytes: imageBytes}, engine.From{Image: golden, Volume: id + "x"}),
 			b.engine.Delete(ctx, id), b.engine.Detach(ctx, id), b.engine.Resize(ctx, id, unit),
+			b.engine.Export(ctx, id, filepath.Join(b.fixture.Room, "bad")),
 		} {
 			if !backingimage.Is(err, backingimage.Invalid) {
 				t.Errorf("volume ID %q: got %v, want an Invalid error", id, err)

@@ -23,6 +23,8 @@ type Fixture struct {
 	Litter func(tb testing.TB, id string)
 	// Devices returns the block devices that volumes of the disk have.
 	Devices func(tb testing.TB) []string
+	// Room is a directory on the disk for files that the tests make.
+	Room string
 	// Place is what the function given to Main opens the disk by, in another process.
 	Place string
 }
@@ -39,6 +41,7 @@ func Run(t *testing.T, make Make) {
 		{"create", testCreate},
 		{"clone", testClone},
 		{"clone of a volume", testCloneOfVolume},
+		{"export", testExport},
 		{"attach", testAttach},
 		{"attach options", testAttachOptions},
 		{"detach", testDetach},

@@ -39,6 +39,7 @@ func open(tb testing.TB, d *disk.Disk) (engine.Engine, enginetest.Fixture) {
 	return reopen(tb), enginetest.Fixture{
 		Reopen: reopen,
 		Place:  string(d.Layout()),
+		Room:   d.Layout().Staging(),
 		Image: func(tb testing.TB, uid string, fill func(f *os.File)) {
 			disktest.MustImage(tb, d, uid, fill)
 		},
