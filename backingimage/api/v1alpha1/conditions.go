@@ -3,5 +3,9 @@ package v1alpha1
 // Types of conditions.
 const (
 	ConditionReady   = "Ready"   // of an image: a copy can be cloned; of a node: the agent runs; of a disk: it can be used
+	ConditionFull    = "Full"    // of a disk: too little is free for anything new; what is on it can be used
 	ConditionHealthy = "Healthy" // of an image: at least the wanted copies are ready
 )
+
+// NodeSilent is the reason of a node's Ready condition while nothing is heard of its agent.
+const NodeSilent = "Silent"

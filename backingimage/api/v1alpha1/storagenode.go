@@ -30,6 +30,9 @@ type StorageNodeStatus struct {
 	// LastHeartbeatTime is renewed every 20 s while the agent runs.
 	// +optional
 	LastHeartbeatTime metav1.Time `json:"lastHeartbeatTime,omitempty"`
+	// Cordoned is true while the node's Kubernetes Node is unschedulable: copies are moved away as for evictionRequested.
+	// +optional
+	Cordoned bool `json:"cordoned,omitempty"`
 	// Conditions: Ready.
 	// +optional
 	// +listType=map
