@@ -48,17 +48,9 @@ func (p *planner) chooseOrigin() {
 	}
 }
 
-// canFetch reports whether a copy can be the origin: its disk can be reached, or could a moment ago.
+// canFetch reports whether a copy can be the origin: its disk can be reached, or, when it is one, could a moment ago.
 func (p *planner) canFetch(c *placed) bool {
-	if c.standing == coming {
-		return true
-	}
-	left := p.Settings.OriginWait - p.Now.Sub(c.since)
-	if c.standing != uncertain || !c.Spec.Origin || left <= 0 {
-		return false
-	}
-	p.again(left)
-	return true
+	return c.standing == coming || c.standing == uncertain && c.Spec.Origin
 }
 
 // compareOrigins orders copies, the better origin first: the present one, then where volumes wait.

@@ -10,9 +10,9 @@ import (
 type Settings struct {
 	// CleanupWait is how long a copy that nothing wants stays after its last use; default 60 min; negative: for ever.
 	CleanupWait time.Duration
-	// RecoveryWait is how long a copy that cannot be reached counts as there; default 300 s. Then another is made.
+	// RecoveryWait is how long a copy that was ready and cannot be reached counts as there; default 300 s. Then another is made.
 	RecoveryWait time.Duration
-	// OriginWait is how long an origin that cannot be reached stays the origin; default 30 s.
+	// OriginWait is the same for a copy that never was ready, and with it how long an origin stays the origin; default 30 s.
 	OriginWait time.Duration
 	// NodeSilence is how long a node's heartbeat may stay the same before the node counts as silent; default 60 s.
 	NodeSilence time.Duration

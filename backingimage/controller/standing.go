@@ -90,7 +90,7 @@ func (p *planner) stand(c *placed) {
 	case c.Final() && c.Spec.Origin && !elsewhere(c.BackingImageCopy):
 		c.standing = failed
 	case c.away != "" || c.Status.State == v1alpha1.CopyUnknown:
-		c.standing = p.unreached(c.since)
+		c.standing = p.unreached(c)
 	case c.Status.State == v1alpha1.CopyReady:
 		c.standing = sound
 	case c.Status.State == v1alpha1.CopyFailed && elsewhere(c.BackingImageCopy):
@@ -100,9 +100,14 @@ func (p *planner) stand(c *placed) {
 	}
 }
 
-// unreached is the standing of a copy that cannot be reached since a time.
-func (p *planner) unreached(since time.Time) standing {
-	left := p.Settings.RecoveryWait - p.Now.Sub(since)
+// unreached is the standing of a copy that cannot be reached. One that never was ready has little to come back with, and is
+// not waited for as long.
+func (p *planner) unreached(c *placed) standing {
+	wait := p.Settings.RecoveryWait
+	if !c.wasReady() {
+		wait = min(wait, p.Settings.OriginWait)
+	}
+	left := wait - p.Now.Sub(c.since)
 	if left <= 0 {
 		return lost
 	}
