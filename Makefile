@@ -47,6 +47,11 @@ test: deps ## Run every test; without root, say what is left out
 	  CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $$($(GO) list -e -f '{{if not .Error}}{{.ImportPath}}{{end}}' $(RACE)); \
 	else echo "No gcc: the race detector is left out."; fi
 
+.PHONY: nightly
+nightly: ## Hold the plan of copies against a million random clusters, and fuzz it for ten minutes
+	PLINTH_PLAN_CASES=1000000 $(GO) test -count=1 -timeout 3h -run 'TestPlan' -v ./backingimage/controller
+	$(GO) test -run '^$$' -fuzz FuzzPlan -fuzztime 10m ./backingimage/controller
+
 .PHONY: sanity
 sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...

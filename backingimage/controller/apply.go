@@ -22,7 +22,14 @@ func (c *Images) apply(ctx context.Context, s State, d Decision) error {
 	return nil
 }
 
+// delete removes copies, once the API server confirms that as many others are ready as the cache says: it may not know yet
+// that one of them was found damaged.
 func (c *Images) delete(ctx context.Context, s State, d Decision) error {
+	if !d.Done && len(d.Delete) > 0 && len(d.Safe) > 0 {
+		if err := c.confirm(ctx, s, d); err != nil {
+			return err
+		}
+	}
 	for _, name := range d.Delete {
 		if err := c.store.Copies.Delete(ctx, name); err != nil {
 			return err
@@ -30,6 +37,24 @@ func (c *Images) delete(ctx context.Context, s State, d Decision) error {
 		c.record(ctx, s, "CopyRemoved", false, fmt.Sprintf("removed copy %s: %s", name, d.Why[name]))
 	}
 	return nil
+}
+
+// confirm is nil when as many of the safe copies as the image needs are ready now, else NotReady.
+func (c *Images) confirm(ctx context.Context, s State, d Decision) error {
+	need := max(int(s.Image.Spec.MinNumberOfCopies), 1)
+	for _, name := range d.Safe {
+		b, err := c.store.Copies.Live(ctx, name)
+		if backingimage.IgnoreNotFound(err) != nil {
+			return err
+		}
+		if err == nil && b.DeletionTimestamp == nil && b.Status.State == v1alpha1.CopyReady {
+			need--
+		}
+		if need == 0 {
+			return nil
+		}
+	}
+	return backingimage.Errorf(backingimage.NotReady, "image %s: copies that others rely on are not ready any more; planning again", s.Image.Name)
 }
 
 func (c *Images) demote(ctx context.Context, s State, d Decision) error {

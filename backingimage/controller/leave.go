@@ -13,10 +13,12 @@ func (p *planner) leave() {
 	if p.Image.DeletionTimestamp != nil {
 		return // all go together, once no volume waits
 	}
-	safe := 0
 	for _, c := range p.copies {
-		safe += count(c)
+		if isSafe(c) {
+			p.Safe = append(p.Safe, c.Name)
+		}
 	}
+	safe := len(p.Safe)
 	for _, c := range p.copies {
 		why := p.mayGo(c)
 		switch {
@@ -78,18 +80,16 @@ func (p *planner) refuse(c *placed, safe int) {
 	case c.pinned:
 		why = "spec.diskFileSpecMap wants a copy on this disk"
 	default:
-		why = fmt.Sprintf("the image needs %d ready copies, and without this one it has %d; lower spec.minNumberOfCopies, or add a disk", p.minimum, safe-count(c))
+		if isSafe(c) {
+			safe--
+		}
+		why = fmt.Sprintf("the image needs %d ready copies, and without this one it has %d; lower spec.minNumberOfCopies, or add a disk", p.minimum, safe)
 	}
 	p.Refused = append(p.Refused, Note{c.Name, "was not removed when that was asked for at " + p.Now.UTC().Format(time.RFC3339) + ": " + why})
 }
 
-// count is 1 for a copy that is among those that are ready where they stay.
-func count(c *placed) int {
-	if c.standing == sound && c.keep && c.counts() {
-		return 1
-	}
-	return 0
-}
+// isSafe reports whether a copy is ready where it stays.
+func isSafe(c *placed) bool { return c.standing == sound && c.keep && c.counts() }
 
 // use writes down a ready copy's last use, coarsely.
 func (p *planner) use(c *placed) {

@@ -44,6 +44,9 @@ func (p *planner) allows(d *v1alpha1.Disk) bool {
 
 // choose makes copies on the best disks, up to need, and returns how many.
 func (p *planner) choose(need int) (chosen int) {
+	if need <= 0 {
+		return 0
+	}
 	perNode := p.perNode()
 	taken := map[string]bool{}
 	for _, c := range p.Create {

@@ -27,9 +27,11 @@ func (p *planner) want(near *v1alpha1.Disk) {
 // pin keeps and makes the copies that are wanted on certain disks. It returns how many of them count towards the
 // minimum, and how many there are.
 func (p *planner) pin(near *v1alpha1.Disk) (held, wanted int) {
-	eligible := make(map[string]bool, len(p.eligible))
-	for _, d := range p.eligible {
-		eligible[d.Name] = true
+	eligible := map[string]bool{}
+	if p.Image.Spec.Prefetch {
+		for _, d := range p.eligible {
+			eligible[d.Name] = true
+		}
 	}
 	for _, c := range p.copies { // whatever became of its disk
 		c.pinned = len(p.waiting[c.Spec.DiskUUID]) > 0
@@ -69,6 +71,9 @@ func (p *planner) pins(d *v1alpha1.Disk, allowed bool) bool {
 
 // keepers keeps the best of the copies that are not pinned, up to need, and returns how many.
 func (p *planner) keepers(need int) (kept int) {
+	if need <= 0 {
+		return 0
+	}
 	perNode := p.perNode()
 	for ; kept < need; kept++ {
 		var best *placed

@@ -25,6 +25,9 @@ import (
 	"plinth.dev/plinth/backingimage/store"
 )
 
+// DefaultHeartbeat is how often an agent says that it runs, unless told otherwise.
+const DefaultHeartbeat = 20 * time.Second
+
 // Options of an Agent.
 type Options struct {
 	Version          string            // of this program, for StorageNode.status
@@ -46,7 +49,7 @@ func (o Options) withDefaults() Options {
 		o.MaxFetches = 5
 	}
 	if o.Heartbeat == 0 {
-		o.Heartbeat = 20 * time.Second
+		o.Heartbeat = DefaultHeartbeat
 	}
 	if o.ProgressInterval == 0 {
 		o.ProgressInterval = 2 * time.Second

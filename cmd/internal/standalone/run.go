@@ -99,6 +99,7 @@ type parts struct {
 	store   *store.Store
 	agent   *node.Agent
 	images  *controller.Images
+	nodes   *controller.Nodes
 	volumes *provisioner.VolumeLoop
 	csi     *csi.Server
 	http    *httpServer
@@ -119,12 +120,12 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	}
 	engines := newEngines(disks)
 	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
-	cfg.provisioner.Credentials = secrets
+	cfg.provisioner.Credentials, cfg.images.Credentials = secrets, secrets
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
+	p := &parts{store: s, agent: agent, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
@@ -151,7 +152,7 @@ func newEngines(disks []*disk.Disk) *provisioner.Engines {
 
 // run starts every part under the group.
 func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http} {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.nodes, p.volumes, p.csi, p.http} {
 		group.Go(func() error { return part.Run(ctx) })
 	}
 }
