@@ -22,8 +22,8 @@ TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img mkfs.btrfs curl gcc
 PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs curl gcc libc6-dev
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/controller/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/controller ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
