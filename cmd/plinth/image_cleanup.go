@@ -63,6 +63,9 @@ func newImageCleanupCommand(c *cli) *cobra.Command {
 // cleanUp asks for one copy to be removed and waits for the answer. NotFound when there is none; Precondition, with the
 // reason, when it is needed.
 func (c *cli) cleanUp(ctx context.Context, client *store.Client, image *v1alpha1.BackingImage, disk string, timeout time.Duration) error {
+	if err := validateName("a disk", disk); err != nil {
+		return err
+	}
 	name := v1alpha1.CopyName(string(image.UID), disk)
 	_, err := client.Copies.Patch(ctx, name, types.MergePatchType, []byte(requestCleanup), metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
