@@ -106,7 +106,7 @@ func (p *Provisioner) refuses(c *candidate, d *draft) string {
 	case known && !meta.IsStatusConditionTrue(node.Status.Conditions, v1alpha1.ConditionReady):
 		return "its node is not ready"
 	case known && !node.Schedulable():
-		return "new volumes are not allowed on its node (allowScheduling, evictionRequested)"
+		return "new volumes are not allowed on its node (allowScheduling, evictionRequested, or cordoned)"
 	case len(d.request.Nodes) > 0 && disk.Spec.NodeName != "" && !slices.Contains(d.request.Nodes, disk.Spec.NodeName):
 		return "its node is not among those asked for: " + strings.Join(d.request.Nodes, ", ")
 	case !placement.HasTags(disk.Spec.Tags, d.parameters.DiskSelector):

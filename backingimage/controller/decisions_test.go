@@ -173,6 +173,10 @@ func TestDecisions(t *testing.T) {
 			then(copies(2), disks("d1/n1/10", "d2/n2/90", "d3/n3/1"), originOf("a", "d1"), failed, copyOf("a", "d2", v1alpha1.CopyPending)),
 			decision{state: v1alpha1.CopyFailed},
 		},
+		"a copy with another content than the image's goes, though a volume waits for it, and is made anew": {
+			then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), known, contentOf("d2", "other"), waiting("v", "a", "d2")),
+			decision{delete: "d2", state: v1alpha1.CopyReady},
+		},
 		"a receiver whose disk is full is made elsewhere": {
 			then(copies(2), disks("d1/n1/10", "d2/n2/90", "d3/n3/1"), ready("d1"), copyOf("a", "d2", v1alpha1.CopyFailed), full),
 			decision{create: "d3", state: v1alpha1.CopyReady},
@@ -343,6 +347,12 @@ func used(disk string, before time.Duration) func(*controller.State) {
 func cleanupOf(disk string) func(*controller.State) {
 	return func(s *controller.State) {
 		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) { c.Spec.CleanupRequested = true })
+	}
+}
+
+func contentOf(disk, digest string) func(*controller.State) {
+	return func(s *controller.State) {
+		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) { c.Status.ContentDigest = digest })
 	}
 }
 

@@ -22,8 +22,8 @@ func (p *planner) leave() {
 	for _, c := range p.copies {
 		why := p.mayGo(c)
 		switch {
-		case c.Spec.Origin && c.Final() && p.anySound():
-			p.delete(c.Name, "it failed as the origin; a copy here is made of its peers")
+		case p.anew(c) != "":
+			p.delete(c.Name, p.anew(c))
 		case why == "":
 		case safe >= p.minimum:
 			p.delete(c.Name, why)
@@ -36,6 +36,22 @@ func (p *planner) leave() {
 	}
 }
 
+// anew says why a copy is removed at once, to be made anew from its peers where it is still wanted; "" when it is not. Such
+// a copy is not ready, or not a copy of this image.
+func (p *planner) anew(c *placed) string {
+	switch {
+	case !p.anySound():
+		return ""
+	case c.foreign:
+		return otherContent
+	case c.Spec.Origin && c.Final():
+		return "it failed as the origin"
+	}
+	return ""
+}
+
+const otherContent = "its content is not the image's; the source gave something else when it was fetched"
+
 // mayGo says why a copy shall go once enough others are ready, "" when it stays, for now or for good.
 func (p *planner) mayGo(c *placed) string {
 	switch {
@@ -45,6 +61,8 @@ func (p *planner) mayGo(c *placed) string {
 		return c.evicting
 	case c.standing == gone:
 		return c.away
+	case c.foreign:
+		return otherContent
 	case c.standing == stuck:
 		return "it failed here, and is made on another disk"
 	case c.keep:

@@ -21,7 +21,7 @@ const (
 	coming                    // being made, or about to be, or to be tried again
 	uncertain                 // cannot be reached, not for long yet: counts as there
 	failed                    // the origin, whose fetch failed for good: the image has, wherever its copies are
-	stuck                     // failed for reasons of its disk: another disk may do
+	stuck                     // no use where it is, and will not be: it failed for reasons of its disk, or has another content
 	lost                      // cannot be reached for too long: counts as gone, and is taken back when it can be reached
 	gone                      // its disk or node was removed from the cluster: nobody will ever report it
 )
@@ -35,6 +35,7 @@ type placed struct {
 	since     time.Time
 	evicting  string // who wants it away from where it is; "" when nobody does
 	misplaced bool   // the image's selectors do not allow its disk
+	foreign   bool   // its content is not the image's: the source changed between two fetches
 	pinned    bool   // wanted on this disk, not on just any
 	keep      bool   // wanted
 	leaving   string // why it is to go and has not yet; "" when it stays
@@ -56,6 +57,7 @@ func (p *planner) note() {
 		c.disk = p.disks[c.Spec.DiskUUID]
 		c.evicting = p.evicts(c.disk, c.Spec.DiskUUID)
 		c.misplaced = c.disk == nil || !p.matches(c.disk)
+		c.foreign = c.wasReady() && c.Status.ContentDigest != "" && p.Image.Status.ContentDigest != "" && c.Status.ContentDigest != p.Image.Status.ContentDigest
 		p.stand(c)
 		if c.disk != nil && c.disk.Spec.NodeName != c.Spec.NodeName {
 			p.Moved = append(p.Moved, Moved{c.Name, c.disk.Spec.NodeName})
@@ -87,6 +89,8 @@ func (p *planner) stand(c *placed) {
 	switch {
 	case removed:
 		c.away, c.standing = fmt.Sprintf("disk %s: %s", c.Spec.DiskUUID, c.away), gone
+	case c.foreign:
+		c.standing = stuck
 	case c.Final() && c.Spec.Origin && !elsewhere(c.BackingImageCopy):
 		c.standing = failed
 	case c.away != "" || c.Status.State == v1alpha1.CopyUnknown:

@@ -38,6 +38,8 @@ func shown(c *placed) v1alpha1.DiskFileStatus {
 	switch {
 	case c.away != "":
 		s.State, s.Message = v1alpha1.CopyUnknown, c.away
+	case c.foreign:
+		s.State, s.Message = v1alpha1.CopyFailed, otherContent
 	case c.leaving != "":
 		s.Message = c.leaving
 		if c.evicting != "" {
@@ -116,10 +118,10 @@ func imageState(d Decision) (v1alpha1.CopyState, int32) {
 		return v1alpha1.CopyPending, 0
 	case d.best.standing == sound:
 		return v1alpha1.CopyReady, 100
-	case d.best.standing != failed && d.best.away != "":
-		return v1alpha1.CopyUnknown, 0
+	case d.best.standing == failed:
+		return v1alpha1.CopyFailed, d.best.Status.Progress
 	}
-	return stateOf(d.best.BackingImageCopy), d.best.Status.Progress
+	return shown(d.best).State, d.best.Status.Progress
 }
 
 func message(d Decision) string {
@@ -128,9 +130,11 @@ func message(d Decision) string {
 		return fmt.Sprintf("is being deleted; waits for %s, which still needs it", listed(d.Held))
 	case d.Lost != "":
 		return d.Lost
-	case d.best != nil && d.Ready == 0 && d.best.standing != failed && d.best.away != "":
+	case d.best == nil || d.Ready > 0:
+		return d.Short
+	case d.best.standing != failed && d.best.away != "":
 		return "no copy can be reached: " + d.best.away
-	case d.best != nil && d.Ready == 0 && d.best.Status.Message != "":
+	case d.best.standing == failed, d.best.Status.Message != "":
 		return d.best.Status.Message
 	}
 	return d.Short
@@ -159,7 +163,7 @@ func conditions(s State, d Decision, status *v1alpha1.BackingImageStatus) {
 	case d.Ready > 0:
 		set(v1alpha1.ConditionReady, true, "CopyReady", "a copy can be cloned")
 	case d.Lost != "":
-		set(v1alpha1.ConditionReady, false, "Lost", d.Lost)
+		set(v1alpha1.ConditionReady, false, v1alpha1.ImageLost, d.Lost)
 	case d.best == nil:
 		set(v1alpha1.ConditionReady, false, "NoCopy", cmp.Or(d.Short, "no copy has been made yet"))
 	case d.best.standing == failed:

@@ -17,8 +17,13 @@ func (p *planner) want(near *v1alpha1.Disk) {
 		chosen := p.choose(p.minimum - held)
 		held, wanted = held+chosen, wanted+chosen
 	}
-	if held < p.minimum {
+	switch {
+	case held < p.minimum:
 		p.Short = p.shortage(held)
+	case p.Image.Spec.Prefetch && p.full != "":
+		p.Short = "prefetch cannot have a copy on every disk that the selectors match: no room on " + p.full
+	}
+	if p.Short != "" {
 		p.again(shortRetry) // room comes back without a change that would wake us
 	}
 	p.Wanted = max(p.minimum, wanted)

@@ -9,3 +9,6 @@ const (
 
 // NodeSilent is the reason of a node's Ready condition while nothing is heard of its agent.
 const NodeSilent = "Silent"
+
+// ImageLost is the reason of an image's Ready condition when every copy is lost and its source cannot give it again.
+const ImageLost = "Lost"
