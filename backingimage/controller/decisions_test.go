@@ -105,6 +105,10 @@ func TestDecisions(t *testing.T) {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), mapped("d1", true)),
 			decision{delete: "d1", state: v1alpha1.CopyReady},
 		},
+		"no copy is made where an entry asks for eviction": {
+			then(copies(1), disks("d1/n1/90", "d2/n2/10"), mapped("d1", true)),
+			decision{create: "d2*", state: v1alpha1.CopyPending},
+		},
 		"eviction with nowhere to go keeps the copy and says why": {
 			then(copies(1), disks("d1/n1/10"), ready("d1"), evictDisk("d1")),
 			decision{says: "only 0 of 1 copies can be placed", state: v1alpha1.CopyReady},

@@ -79,7 +79,9 @@ func checkInvariants(t *testing.T, seed uint64) {
 	if origins := countOrigins(s); origins > 1 {
 		t.Errorf("%d copies that are not ready are the origin", origins)
 	}
-	if d := controller.Plan(s); d.Ready == 0 && countOrigins(s) == 0 && fetchable(s) {
+	if d := controller.Plan(s); d.Ready > 0 && countOrigins(s) > 0 {
+		t.Errorf("a copy is ready, and another one, which is not, is the origin")
+	} else if d.Ready == 0 && countOrigins(s) == 0 && fetchable(s) {
 		t.Errorf("copies can be made, none is ready, and none is the origin: %+v", s.Copies)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/placement"
 )
 
 // epoch is when models begin.
@@ -285,24 +286,40 @@ func (m *model) rest() controller.Decision {
 // checkRest checks what must be true of an image with which nothing happens any more.
 func (m *model) checkRest(d controller.Decision) {
 	m.tb.Helper()
-	if d.Ready < d.Wanted && d.Short == "" && !m.excused() {
-		m.fail("rests with %d of %d copies and does not say why", d.Ready, d.Wanted)
-	}
+	spec := m.s.Image.Spec
+	ready, surplus := 0, 0
 	for _, c := range m.s.Copies {
-		known := m.disk(c.Spec.DiskUUID)
-		if known != nil && known.Spec.EvictionRequested && d.Short == "" && !m.waits(known.Name) && !m.excused() {
+		on := m.disk(c.Spec.DiskUUID)
+		proper := on != nil && m.proper(on)
+		if proper && c.Status.State == v1alpha1.CopyReady && m.told(on.Name) {
+			ready++
+		}
+		if on != nil && m.told(on.Name) && !m.tiny[on.Name] && !m.waits(on.Name) {
+			surplus++
+		}
+		if on != nil && !proper && d.Short == "" && !m.waits(on.Name) && m.evicts(on) {
 			m.fail("rests with copy %s on a disk that evicts", c.Name)
 		}
 		if c.Spec.CleanupRequested {
 			m.fail("rests with an unanswered cleanup of %s", c.Name)
 		}
 	}
+	if d.Short == "" && ready < int(spec.MinNumberOfCopies) {
+		m.fail("rests with %d of %d copies where they should be, and does not say why", ready, spec.MinNumberOfCopies)
+	}
+	if d.Short == "" && !spec.Prefetch && spec.DiskFileSpecMap == nil && surplus > int(spec.MinNumberOfCopies) {
+		m.fail("rests with %d copies that can be reached, %d are wanted", surplus, spec.MinNumberOfCopies)
+	}
 }
 
-// excused reports whether fewer copies than wanted are ready because of what cannot be mended: disks and nodes on which copies are
-// wanted are away, or have no room.
-func (m *model) excused() bool {
-	return slices.ContainsFunc(m.s.Copies, func(c *v1alpha1.BackingImageCopy) bool { return !m.up(c.Spec.DiskUUID) || m.tiny[c.Spec.DiskUUID] })
+// proper reports whether a copy on a disk counts towards the image's minimum.
+func (m *model) proper(d *v1alpha1.Disk) bool {
+	return placement.HasTags(d.Spec.Tags, m.s.Image.Spec.DiskSelector) && !m.evicts(d)
+}
+
+func (m *model) evicts(d *v1alpha1.Disk) bool {
+	cordoned := slices.ContainsFunc(m.s.Nodes, func(n *v1alpha1.StorageNode) bool { return n.Name == d.Spec.NodeName && n.Status.Cordoned })
+	return cordoned || d.Spec.EvictionRequested || m.s.Image.Spec.DiskFileSpecMap[d.Name].EvictionRequested
 }
 
 func (m *model) waits(disk string) bool {
