@@ -185,6 +185,14 @@ func TestDecisions(t *testing.T) {
 			then(copies(2), disks("d1/n1/10", "d2/n2/90", "d3/n3/1"), ready("d1"), copyOf("a", "d2", v1alpha1.CopyFailed), full),
 			decision{create: "d3", state: v1alpha1.CopyReady},
 		},
+		"and goes from the full disk once enough others are ready": {
+			then(copies(2), disks("d1/n1/10", "d2/n2/90", "d3/n3/1"), ready("d1", "d3"), copyOf("a", "d2", v1alpha1.CopyFailed), full),
+			decision{delete: "d2", state: v1alpha1.CopyReady},
+		},
+		"of a ready copy and one that is coming the ready one is kept": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), copyOf("a", "d1", v1alpha1.CopyInProgress), ready("d2")),
+			decision{delete: "d1", state: v1alpha1.CopyReady},
+		},
 		"while a copy may come back nobody asks the source again": {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, nodeAway("n1", time.Minute), waiting("v", "a", "d2")),
 			decision{create: "d2", unknown: "d1", state: v1alpha1.CopyUnknown},

@@ -60,6 +60,9 @@ func (p *planner) nearDisks() ([]*v1alpha1.Disk, map[string]bool) {
 	}
 	var holding, beside []*v1alpha1.Disk
 	for _, d := range p.State.Disks {
+		if c := p.on[d.Name]; c != nil && c.foreign {
+			continue // its agent thinks that it is made
+		}
 		allowed := p.Near.Only || len(p.waiting[d.Name]) > 0 || slices.Contains(p.eligible, d)
 		switch {
 		case allowed && slices.Contains(p.Near.Disks, d.Name):

@@ -29,7 +29,7 @@ func (p *planner) chooseOrigin() {
 	var best, stopgap *placed
 	for _, c := range p.copies {
 		switch {
-		case p.Why[c.Name] != "":
+		case p.Why[c.Name] != "" || c.foreign: // it goes, or its agent thinks that it is made
 		case p.canFetch(c) && (best == nil || p.compareOrigins(c, best) < 0):
 			best = c
 		case c.standing == stuck && (stopgap == nil || p.compareOrigins(c, stopgap) < 0):
