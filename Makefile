@@ -18,12 +18,19 @@ CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.21.0
 
 # Programs that a target runs, and the Debian packages that have them.
 RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
-TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img mkfs.btrfs curl gcc
-PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils btrfs-progs curl gcc libc6-dev
+TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc
+PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev
+
+# Servers that the tests of sources run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry,
+# unpacked from its Debian package because installing that would start a service.
+VERSITYGW         := v1.8.0
+TOOLS             := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/plinth/tools
+VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
+REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/controller ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
@@ -38,7 +45,7 @@ build: ## Build the static binaries bin/plinth and bin/plinth-standalone
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/plinth ./cmd/plinth-standalone
 
 .PHONY: test
-test: deps ## Run every test; without root, say what is left out
+test: deps tools ## Run every test; without root, say what is left out
 	@if [ "$$(id -u)" = 0 ]; then set -x; $(GO) test -timeout 15m ./...; else \
 	  echo "Not root: what needs mounts and loop devices is left out, and listed below."; \
 	  $(GO) test -v -timeout 15m ./... 2>&1 | awk '/^(ok|FAIL|panic)|--- FAIL/ { print } \
@@ -86,6 +93,18 @@ deps: ## Install the Debian packages that tests and the demo use, when root; els
 	  echo "Missing:$$missing. Installing $(PACKAGES)."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	else echo "Missing:$$missing. Tests that need them are left out; as root: apt-get install $(PACKAGES)"; fi
+
+.PHONY: tools
+tools: $(VERSITYGW_PROGRAM) $(REGISTRY_PROGRAM) ## Bring the servers that the tests of sources run into the user's cache
+
+$(VERSITYGW_PROGRAM):
+	GOBIN=$(TOOLS)/new $(GO) install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+	mv $(TOOLS)/new/versitygw $@ && rmdir $(TOOLS)/new
+
+$(TOOLS)/docker-registry:
+	mkdir -p $(TOOLS)/new && cd $(TOOLS)/new && rm -f docker-registry_*.deb && \
+	  { apt-get download -qq docker-registry || { apt-get update -qq && apt-get download -qq docker-registry; }; } && \
+	  dpkg-deb -x docker-registry_*.deb . && mv usr/bin/docker-registry $@ && rm -r $(TOOLS)/new
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -11,6 +11,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/provisioner"
 )
 
@@ -30,6 +31,7 @@ func valid() *csi.CreateVolumeRequest {
 		CapacityRange:      &csi.CapacityRange{RequiredBytes: 1 << 30, LimitBytes: 2 << 30},
 		VolumeCapabilities: []*csi.VolumeCapability{mounted(writer, "xfs", "noatime,discard")},
 		Parameters:         map[string]string{"backingImage": "fedora"},
+		Secrets:            map[string]string{"token": "t"},
 		VolumeContentSource: &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
 			Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: "pvc-0"},
 		}},
@@ -45,6 +47,7 @@ func TestCreateRequestIsTranslated(t *testing.T) {
 	want := provisioner.CreateRequest{
 		Name: "pvc-1", RequiredBytes: 1 << 30, LimitBytes: 2 << 30,
 		Parameters: map[string]string{"backingImage": "fedora"}, SourceVolume: "pvc-0", Nodes: []string{"b", "a", "c"},
+		Secrets: map[string]credential.Secret{"token": "t"},
 	}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)

@@ -13,6 +13,11 @@ import (
 
 const sha256Hex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
+// sourced is a class whose image a is made in some way.
+func sourced(from, parameters string) map[string]string {
+	return map[string]string{"backingImage": "a", "backingImageDataSourceType": from, "backingImageDataSourceParameters": parameters}
+}
+
 func TestParseParametersAccepts(t *testing.T) {
 	for name, tc := range map[string]struct {
 		raw  map[string]string
@@ -44,6 +49,22 @@ func TestParseParametersAccepts(t *testing.T) {
 				Checksum: "sha256:" + sha256Hex, MinNumberOfCopies: 2, ImageNodeSelector: []string{"a", "b"},
 				NodeSelector: []string{"x"}, DiskSelector: []string{"ssd", "nvme"}, MkfsParams: "-O ^64bit", Partition: 2,
 			},
+		},
+		"an export of a volume": {
+			raw:  sourced("export-from-volume", `{"volume-name": "VM disk", "export-type": "qcow2"}`),
+			want: provisioner.Parameters{Image: "a", SourceType: v1alpha1.SourceExport, SourceParameters: map[string]string{"volume-name": "VM disk", "export-type": "qcow2"}},
+		},
+		"a clone with Longhorn's keys": {
+			raw:  sourced("clone", `{"backing-image": "b", "encryption": "ignore", "secret": "s", "secret-namespace": "n"}`),
+			want: provisioner.Parameters{Image: "a", SourceType: v1alpha1.SourceClone, SourceParameters: map[string]string{"backing-image": "b", "encryption": "ignore", "secret": "s", "secret-namespace": "n"}},
+		},
+		"an upload, for an image that exists": {
+			raw:  sourced("upload", `{}`),
+			want: provisioner.Parameters{Image: "a", SourceType: v1alpha1.SourceUpload, SourceParameters: map[string]string{}},
+		},
+		"a restore, for an image that exists": {
+			raw:  sourced("restore", `{"backup-url": "s3://b@r/?backup=x", "concurrent-limit": "2"}`),
+			want: provisioner.Parameters{Image: "a", SourceType: v1alpha1.SourceRestore, SourceParameters: map[string]string{"backup-url": "s3://b@r/?backup=x", "concurrent-limit": "2"}},
 		},
 		"Longhorn's knobs for replicas, with one warning": {
 			raw:  map[string]string{"numberOfReplicas": "1", "dataEngine": "v1", "staleReplicaTimeout": "30", "dataLocality": "disabled", "encrypted": "false", "fromBackup": ""},
@@ -80,7 +101,14 @@ func TestParseParametersRefuses(t *testing.T) {
 		"parameters that are no JSON":           {map[string]string{"backingImage": "a", "backingImageDataSourceParameters": "{url: x}"}, []string{"backingImageDataSourceParameters", `{url: x}`, `write it like {"url"`}},
 		"parameters that are not strings":       {map[string]string{"backingImage": "a", "backingImageDataSourceParameters": `{"url": 1}`}, []string{"JSON object of strings"}},
 		"a type nobody knows":                   {map[string]string{"backingImage": "a", "backingImageDataSourceType": "torrent"}, []string{"backingImageDataSourceType", `"torrent"`, "use download"}},
-		"a type of a later version":             {map[string]string{"backingImage": "a", "backingImageDataSourceType": "upload"}, []string{`"upload"`, "not in this version"}},
+		"an export without a volume":            {sourced("export-from-volume", `{}`), []string{"backingImageDataSourceParameters", "volume-name"}},
+		"an export in a format nobody knows":    {sourced("export-from-volume", `{"volume-name": "v", "export-type": "vmdk"}`), []string{"export-type", `"vmdk"`, "raw or qcow2"}},
+		"a clone without an image":              {sourced("clone", `{}`), []string{"backing-image", "missing"}},
+		"a clone of a name no image has":        {sourced("clone", `{"backing-image": "A/b"}`), []string{"backing-image", `"A/b"`}},
+		"a clone of itself":                     {sourced("clone", `{"backing-image": "a"}`), []string{`"a"`, "itself"}},
+		"a parameter of another type":           {sourced("clone", `{"backing-image": "b", "url": "https://e.org/a"}`), []string{`"url"`, "clone", "it has backing-image"}},
+		"an upload with parameters":             {sourced("upload", `{"url": "https://e.org/a"}`), []string{`"url"`, "upload", "it has none"}},
+		"a restore without a backup":            {sourced("restore", `{}`), []string{"backup-url"}},
 		"a source without a type":               {map[string]string{"backingImage": "a", "backingImageDataSourceParameters": `{"url":"https://e.org/a"}`}, []string{"backingImageDataSourceType", "set"}},
 		"a source without an image":             {map[string]string{"backingImageDataSourceType": "download"}, []string{"backingImageDataSourceType", "set backingImage"}},
 		"a checksum without an image":           {map[string]string{"backingImageChecksum": sha256Hex}, []string{"backingImageChecksum", "set backingImage"}},
@@ -113,12 +141,23 @@ func TestParseParametersRefuses(t *testing.T) {
 	}
 }
 
+func TestEncryptedClonesAreUnsupported(t *testing.T) {
+	_, err := provisioner.ParseParameters(sourced("clone", `{"backing-image": "b", "encryption": "encrypt", "secret": "s", "secret-namespace": "n"}`))
+	if !backingimage.Is(err, backingimage.Unsupported) || !strings.Contains(err.Error(), "images are not encrypted in this version") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzParseParameters parses an image's class with any type and parameters, and one more key.
 func FuzzParseParameters(f *testing.F) {
-	f.Add("backingImage", "a", "backingImageDataSourceParameters", `{"url":"https://e.org/a"}`)
-	f.Add("partition", "1", "mkfsParams", "'")
-	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
-		if _, err := provisioner.ParseParameters(map[string]string{k1: v1, k2: v2}); err != nil && !backingimage.Is(err, backingimage.Invalid) {
-			t.Errorf("an error that is not Invalid: %v", err)
+	f.Add("download", `{"url":"https://e.org/a"}`, "partition", "1")
+	f.Add("clone", `{"backing-image":"b"}`, "mkfsParams", "'")
+	f.Fuzz(func(t *testing.T, from, parameters, key, value string) {
+		class := sourced(from, parameters)
+		class[key] = value
+		_, err := provisioner.ParseParameters(class)
+		if err != nil && !backingimage.Is(err, backingimage.Invalid) && !backingimage.Is(err, backingimage.Unsupported) {
+			t.Errorf("an error that says nothing: %v", err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,8 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/store"
@@ -27,18 +30,35 @@ type world struct {
 	volumes provisioner.Controller
 	node    provisioner.Node
 	engine  engine.Engine
+	secrets credential.Store
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOn(t, 1) }
+
+// newWorldOn is newWorld with several disks; the engine is the first one's.
+func newWorldOn(t *testing.T, disks int) *world {
 	t.Helper()
 	disktest.NeedRoot(t)
-	d := disktest.MustPool(t, nodetest.PoolBytes)
-	w := &world{engine: reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})}
-	engines := provisioner.NewEngines(map[string]engine.Engine{d.UUID(): w.engine})
-	w.Machine = nodetest.MustStart(t, d)
+	w := &world{}
+	byDisk := map[string]engine.Engine{}
+	var pools []*disk.Disk
+	for range disks {
+		d := disktest.MustPool(t, nodetest.PoolBytes)
+		pools = append(pools, d)
+		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
+	}
+	w.engine = byDisk[pools[0].UUID()]
+	engines := provisioner.NewEngines(byDisk)
+	secrets, err := credential.OpenDirectory(filepath.Join(t.TempDir(), "secrets"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.secrets = secrets
+	w.Machine = nodetest.MustStart(t, pools...)
 	w.Stop()
+	w.Credentials, w.Exporter = secrets, engines
 	w.More = func(s *store.Store) []nodetest.Part {
-		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second})}
+		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
 		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines)}
 	}

@@ -38,11 +38,18 @@ const maxOutput = 64 << 10
 // Run runs a program and returns its standard output. A program that is not installed is Unsupported, one that fails
 // is an *Error, one that ctx ended is ctx's error.
 func Run(ctx context.Context, name string, args ...string) (string, error) {
-	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", args)
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return run(ctx, exec.CommandContext(ctx, name, args...), name, nil, append(os.Environ(), "LC_ALL=C"))
+}
+
+// run runs a program that errors call name. Its output goes to out, or is returned when that is nil.
+func run(ctx context.Context, cmd *exec.Cmd, name string, out io.Writer, environment []string) (string, error) {
+	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", cmd.Args[1:])
+	cmd.Env = environment
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if out != nil {
+		cmd.Stdout = out
+	}
 	err := cmd.Run()
 	if err == nil {
 		return stdout.String(), nil
@@ -51,7 +58,7 @@ func Run(ctx context.Context, name string, args ...string) (string, error) {
 		return "", fmt.Errorf("run %s: %w", name, ctx.Err())
 	}
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+		return "", notInstalled(name)
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -69,6 +76,15 @@ func ExitCode(err error) int {
 	return 0
 }
 
+// Stderr returns the end of what a program that failed wrote to standard error, "" when err is no such failure.
+func Stderr(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Stderr
+	}
+	return ""
+}
+
 // tail keeps the last maxOutput bytes written to it.
 type tail struct{ bytes.Buffer }
 
@@ -78,6 +94,20 @@ func (t *tail) Write(p []byte) (int, error) {
 		t.Next(over)
 	}
 	return n, err
+}
+
+// Need is Unsupported when one of the programs is not installed.
+func Need(names ...string) error {
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			return notInstalled(name)
+		}
+	}
+	return nil
+}
+
+func notInstalled(name string) error {
+	return backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
 }
 
 // Survivor is a program that goes on when this process dies. It notices by the end of its standard input.
@@ -98,7 +128,7 @@ func Survive(name string, args ...string) (*Survivor, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	if err := cmd.Start(); errors.Is(err, exec.ErrNotFound) {
-		return nil, backingimage.Errorf(backingimage.Unsupported, "%s is not installed on this machine; install the package that has it", name)
+		return nil, notInstalled(name)
 	} else if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}

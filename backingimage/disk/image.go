@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,12 +84,12 @@ func finishFile(path string) error {
 	return f.Sync()
 }
 
-// RemoveImage removes a copy and what is staged of it. No such image is success. Volumes cloned from it keep their data.
+// RemoveImage removes a copy and what is staged or uploaded of it. No such image is success. Volumes cloned from it keep their data.
 func (d *Disk) RemoveImage(uid string) error {
 	if err := CheckName("image UID", uid); err != nil {
 		return err
 	}
-	for _, dir := range []string{d.layout.StagedImage(uid), d.layout.Image(uid)} {
+	for _, dir := range []string{d.layout.StagedImage(uid), d.layout.StagedUpload(uid), d.layout.Image(uid)} {
 		if err := d.layout.Remove(dir); err != nil {
 			return fmt.Errorf("remove image %s: %w", uid, err)
 		}
@@ -148,8 +149,17 @@ func purge(dir string) error {
 // ImageUIDs returns the UIDs of the finished copies, sorted.
 func (d *Disk) ImageUIDs() ([]string, error) { return names(d.layout.Images(), "") }
 
-// StagedImageUIDs returns the UIDs of the images that are being made, or were when the agent was killed, sorted.
-func (d *Disk) StagedImageUIDs() ([]string, error) { return names(d.layout.Staging(), "image-") }
+// StagedImageUIDs returns the UIDs of the images that are being made or uploaded, or were when the agent was killed, sorted.
+func (d *Disk) StagedImageUIDs() ([]string, error) {
+	staged, err := names(d.layout.Staging(), "image-")
+	if err != nil {
+		return nil, err
+	}
+	uploaded, err := names(d.layout.Staging(), "upload-")
+	all := append(staged, uploaded...)
+	slices.Sort(all)
+	return slices.Compact(all), err
+}
 
 // names returns the names of the directories in dir that begin with the prefix, without it, sorted.
 func names(dir, prefix string) ([]string, error) {

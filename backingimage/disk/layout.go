@@ -35,6 +35,11 @@ func (l Layout) StagedImage(uid string) string {
 	return filepath.Join(string(l), "staging", "image-"+uid)
 }
 
+// StagedUpload is where the file of an image arrives that is uploaded.
+func (l Layout) StagedUpload(uid string) string {
+	return filepath.Join(string(l), "staging", "upload-"+uid)
+}
+
 // StagedVolume is where a volume is made before it is renamed to Volume.
 func (l Layout) StagedVolume(id string) string {
 	return filepath.Join(string(l), "staging", "volume-"+id)

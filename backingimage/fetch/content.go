@@ -2,65 +2,68 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
-	"golang.org/x/sync/errgroup"
-
-	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/parallel"
 	"plinth.dev/plinth/backingimage/source"
 )
 
-// content makes the content of the downloaded file, complete and synced, and returns its manifest.
+// content makes the content of the image that is there, complete and synced, and returns its manifest.
 func (d *download) content(ctx context.Context) (*manifest.Manifest, error) {
-	if d.info.Format == format.QCOW2 {
-		return d.convert(ctx)
+	from := &image{info: d.info, file: d.file, bytes: d.stream.bytes}
+	if d.info.Packed() {
+		from = &d.inside
 	}
-	bytes := format.Padded(d.stream.bytes)
-	if err := settle(d.file, bytes); err != nil {
+	d.warning = from.info.Warning
+	switch {
+	case from.info.Foreign():
+		return d.convertForeign(ctx, from)
+	case from.info.Format == format.QCOW2:
+		return d.convert(ctx, from)
+	}
+	return d.finishRaw(from)
+}
+
+// finishRaw settles content that is where it stays. A VHD of fixed size shows now what it is, and loses its footer.
+func (d *download) finishRaw(from *image) (*manifest.Manifest, error) {
+	bytes := format.Padded(from.bytes)
+	if footer := make([]byte, format.FooterBytes); from.bytes > format.FooterBytes {
+		if _, err := from.file.ReadAt(footer, from.bytes-format.FooterBytes); err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("read the end of %s: %w", from.file.Name(), err)
+		}
+		if format.FixedVHD(footer, from.bytes) {
+			bytes = from.bytes - format.FooterBytes
+			if err := d.cutFooter(from, bytes); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := settle(from.file, bytes); err != nil {
 		return nil, err
 	}
 	return d.digests.Manifest(bytes), nil
 }
 
-// convert turns the qcow2 file into raw content.
-func (d *download) convert(ctx context.Context) (*manifest.Manifest, error) {
-	qcow2, err := format.Open(readOnce{d.file}, d.stream.bytes, d.job.Limits)
-	if err != nil {
-		return nil, err
+// cutFooter makes a VHD of fixed size out of what was taken for raw, by taking the digest of the last chunk anew.
+func (d *download) cutFooter(from *image, bytes int64) error {
+	from.info.Format = format.VHD
+	if d.info.Packed() {
+		d.inside.info.Format = format.VHD
+	} else {
+		d.info.Format = format.VHD
 	}
-	bytes := qcow2.VirtualBytes()
-	content, err := newContentFile(d.staged.path(disk.ImageFile), bytes, d.digests)
-	if err != nil {
-		return nil, err
+	index := (bytes - 1) / manifest.ChunkBytes
+	chunk := make([]byte, bytes-index*manifest.ChunkBytes)
+	if _, err := from.file.ReadAt(chunk, index*manifest.ChunkBytes); err != nil {
+		return fmt.Errorf("read the end of %s: %w", from.file.Name(), err)
 	}
-	defer content.file.Close()
-	content.origin = d.file
-	d.meter.step(Converting, 0, bytes)
-	err = qcow2.Convert(ctx, func(chunk format.Chunk) error {
-		d.meter.at(chunk.Index * manifest.ChunkBytes)
-		return content.store(chunk)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("convert: %w", err)
-	}
-	if err := settle(content.file, bytes); err != nil {
-		return nil, err
-	}
-	d.meter.at(bytes)
-	return d.digests.Manifest(bytes), nil
-}
-
-// readOnce is a file whose every byte is read once. What was read is dropped from memory, where the content that is made
-// of it then finds room at once.
-type readOnce struct{ *os.File }
-
-func (f readOnce) ReadAt(p []byte, offset int64) (int, error) {
-	n, err := f.File.ReadAt(p, offset)
-	dropCache(f.File, offset, int64(n))
-	return n, err
+	d.digests.Add(index, chunk)
+	return nil
 }
 
 // settle gives a finished content its size and puts it on disk.
@@ -81,25 +84,37 @@ func (d *download) result(m *manifest.Manifest) Result {
 		resolved = r.Resolved()
 	}
 	return Result{
-		Format: d.info.Format, Resolved: resolved, SourceBytes: d.stream.bytes, VirtualBytes: m.Bytes(),
+		Format: d.formatName(), Warning: d.warning, Resolved: resolved, SourceBytes: d.stream.bytes, VirtualBytes: m.Bytes(),
 		Checksum: d.hashes.hex(source.SHA512), ContentDigest: m.ContentDigest(),
 	}
 }
 
 // eachChunk calls work for every chunk of a manifest, from two goroutines, in no order.
 func eachChunk(ctx context.Context, m *manifest.Manifest, work func(index int64, buffer []byte) error) error {
-	group, ctx := errgroup.WithContext(ctx)
-	indexes := make(chan int64)
-	group.Go(func() error {
-		defer close(indexes)
+	return eachIndex(ctx, func(yield func(int64) error) error {
 		for i := range m.Chunks() {
-			select {
-			case indexes <- i:
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := yield(i); err != nil {
+				return err
 			}
 		}
 		return nil
+	}, work)
+}
+
+// eachIndex calls work for every index that list yields, from two goroutines, in no order.
+func eachIndex(ctx context.Context, list func(yield func(int64) error) error, work func(index int64, buffer []byte) error) error {
+	group, ctx := parallel.WithContext(ctx)
+	indexes := make(chan int64)
+	group.Go(func() error {
+		defer close(indexes)
+		return list(func(i int64) error {
+			select {
+			case indexes <- i:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
 	})
 	for range 2 {
 		group.Go(func() error {

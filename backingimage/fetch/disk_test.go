@@ -1,6 +1,7 @@
 package fetch_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -29,10 +30,18 @@ func mustMount(tb testing.TB, args ...string) string {
 func TestAFullDiskIsFullAndLeftAsItWas(t *testing.T) {
 	dir := mustMount(t, "-t", "tmpfs", "-o", "size=6m", "tmpfs")
 	content := image(1, 40<<20)
-	for name, file := range map[string][]byte{"raw": content, "qcow2": mustQCOW2(t, content)} {
-		j := job(t, mustServe(t, &server{content: file}))
+	small := mustConvert(t, bytes.Repeat([]byte{1}, 40<<20), "-O", "vmdk", "-o", "subformat=streamOptimized")
+	for name, c := range map[string]struct {
+		file  []byte
+		needs string
+	}{
+		"raw": {content, "41943040 bytes"}, "qcow2": {mustQCOW2(t, content), "41943040 bytes"},
+		"raw+gz": {mustPack(t, "gz", bytes.Repeat([]byte{1}, 40<<20)), "make up to"}, "vmdk": {small, "41943040 bytes"},
+		"vmdk+gz": {mustPack(t, "gz", small), "41943040 bytes"},
+	} {
+		j := job(t, mustServe(t, &server{content: c.file}))
 		j.Dir = filepath.Join(dir, "staging")
-		if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Full) || !strings.Contains(err.Error(), "41943040 bytes") {
+		if _, err := fetch.Run(context.Background(), j, nil); !backingimage.Is(err, backingimage.Full) || !strings.Contains(err.Error(), c.needs) {
 			t.Errorf("%s: got %v error %v", name, backingimage.KindOf(err), err)
 		}
 		mustBeGone(t, j.Dir)

@@ -12,13 +12,12 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
-	"plinth.dev/plinth/backingimage/source"
 )
 
 // download brings a source file into the staging directory.
 type download struct {
 	job    *Job
-	want   source.Checksum
+	want   wanted
 	meter  *meter
 	staged staging
 	stream *stream
@@ -28,15 +27,23 @@ type download struct {
 	hashes      hashes
 	digests     *manifest.Builder
 	savedChunks int64
+
+	// Of a packed source file:
+	tail   *tail // feeds the decoder; nil when nothing is packed
+	hint   int64 // bytes inside, as its first bytes say; -1 when they do not
+	inside image // what was inside
+
+	warning string // what of the image was left out
+
 	saving      atomic.Bool // a checkpoint is on its way
 	savedOffset int64       // where the last one was begun
 	savedTime   time.Time
 }
 
-func newDownload(job *Job, want source.Checksum, m *meter) *download {
+func newDownload(job *Job, want wanted, m *meter) *download {
 	d := &download{job: job, want: want, meter: m, staged: staging(job.Dir)}
 	d.stream = &stream{
-		source: job.Source, clock: job.Clock, patience: job.Patience, checked: !want.IsZero(),
+		source: job.Source, clock: job.Clock, patience: job.Patience, checked: want.known(),
 		arrived: m.at, broken: m.trouble, bytes: -1, lastByte: job.Clock.Now(), delay: firstDelay,
 	}
 	return d
@@ -54,10 +61,7 @@ func (d *download) run(ctx context.Context) error {
 		}
 	}
 	d.stream.close()
-	if err != nil {
-		return err
-	}
-	return d.hashes.check(d.want, d.job.Source)
+	return err
 }
 
 func (d *download) close() {
@@ -65,14 +69,15 @@ func (d *download) close() {
 		d.file.Close()
 		d.file = nil
 	}
+	d.inside.close()
 }
 
 // contentPath is where the bytes go as they come.
 func (d *download) contentPath() string {
-	if d.info.Format == format.QCOW2 {
-		return d.staged.path(sourceFile)
+	if d.info.Format == format.Raw {
+		return d.staged.path(disk.ImageFile)
 	}
-	return d.staged.path(disk.ImageFile)
+	return d.staged.path(sourceFile)
 }
 
 // resume goes on from a checkpoint, or begins anew where there is none to go on from.
@@ -104,7 +109,7 @@ func (d *download) resume(ctx context.Context) error {
 // blank forgets what is known of the content.
 func (d *download) blank() {
 	d.close()
-	d.info = format.Info{}
+	d.info, d.hint, d.tail = format.Info{}, -1, nil
 	d.hashes = newHashes(d.want)
 	d.digests = new(manifest.Builder)
 	d.savedChunks, d.savedOffset, d.savedTime = 0, 0, d.job.Clock.Now()
@@ -122,7 +127,7 @@ func (d *download) reset() error {
 // announce reports what the first bytes told.
 func (d *download) announce() {
 	d.meter.say(func(p *Progress) {
-		p.Format, p.VirtualBytes = d.info.Format, d.info.VirtualBytes
+		p.Format, p.VirtualBytes = d.formatName(), d.info.VirtualBytes
 		p.SourceBytes, p.Total = d.stream.bytes, d.stream.bytes
 	})
 }

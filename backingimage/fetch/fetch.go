@@ -4,8 +4,13 @@
 // Run is one attempt at a download. Bytes go through a pipeline of large recycled buffers: one goroutine reads, one
 // hashes the file as the source serves it (SHA-512, and SHA-256 beside it when the publisher gave that), one computes
 // the chunks' digests and writes. Hashing is the slowest of them and sets the pace; the others exist to keep out of its
-// way. A raw image is written sparse to where it stays; a qcow2 image is kept as it comes, converted when it is complete
-// and proven, and removed.
+// way. A raw image is written sparse to where it stays; anything else is kept as it comes, turned into raw content when it
+// is complete and proven, and removed: qcow2 by package format, other hypervisors' disks by package foreign.
+//
+// A packed source (gzip, a tar archive …) is kept as it comes too, so that a download of it goes on like any other. A
+// decoder reads the growing file beside the download and writes what was inside: raw content to where it stays, other
+// images to a file that is converted in the end. A decoder's state cannot be stored, so that after a kill it begins anew, with
+// what is on the disk.
 //
 // # Cut, killed, changed
 //
@@ -152,17 +157,23 @@ func run(ctx context.Context, job *Job, report func(Progress)) (Result, error) {
 	return staged.finish(job, d.result(made), made, started)
 }
 
-// validate fills defaults and reads the checksum.
-func (j *Job) validate() (source.Checksum, error) {
+// validate fills defaults and reads the checksums.
+func (j *Job) validate() (wanted, error) {
 	if j.Dir == "" || j.Source == nil {
-		return source.Checksum{}, errors.New("fetch: a job needs a directory and a source")
+		return wanted{}, errors.New("fetch: a job needs a directory and a source")
 	}
 	if j.Clock == nil {
 		j.Clock = clock.RealClock{}
 	}
 	j.Limits = j.Limits.WithDefaults()
 	if err := j.Options.validate(); err != nil {
-		return source.Checksum{}, err
+		return wanted{}, err
 	}
-	return source.ParseChecksum(j.Checksum)
+	var want wanted
+	if s, ok := j.Source.(source.Checksummed); ok {
+		want.source = s.Checksum()
+	}
+	var err error
+	want.published, err = source.ParseChecksum(j.Checksum)
+	return want, err
 }

@@ -12,13 +12,19 @@ import (
 	"plinth.dev/plinth/backingimage/source"
 )
 
-// hashes are over the source file, in its order. SHA-512 is what we record; SHA-256 is there when it is what the
-// publisher gave. Their states can be stored, so that a download goes on without reading again what it has.
+// wanted is what the source file's checksums must be: as its publisher says, and as the source itself does. Either may be zero.
+type wanted struct{ published, source source.Checksum }
+
+// known reports whether the whole is going to be compared with something.
+func (w wanted) known() bool { return !w.published.IsZero() || !w.source.IsZero() }
+
+// hashes are over the source file, in its order. SHA-512 is what we record; SHA-256 is there when it is what somebody
+// gave. Their states can be stored, so that a download goes on without reading again what it has.
 type hashes map[source.Algorithm]hash.Hash
 
-func newHashes(want source.Checksum) hashes {
+func newHashes(want wanted) hashes {
 	h := hashes{source.SHA512: sha512.New()}
-	if want.Algorithm == source.SHA256 {
+	if want.published.Algorithm == source.SHA256 || want.source.Algorithm == source.SHA256 {
 		h[source.SHA256] = sha256.New()
 	}
 	return h
@@ -26,13 +32,22 @@ func newHashes(want source.Checksum) hashes {
 
 func (h hashes) hex(a source.Algorithm) string { return hex.EncodeToString(h[a].Sum(nil)) }
 
-// check compares with what the publisher gave.
-func (h hashes) check(want source.Checksum, from source.Source) error {
-	if want.IsZero() || h.hex(want.Algorithm) == want.Hex {
-		return nil
+// fits reports whether the file is the one that a checksum is of; every file is, of none.
+func (h hashes) fits(want source.Checksum) bool {
+	return want.IsZero() || h.hex(want.Algorithm) == want.Hex
+}
+
+// check compares with what the publisher and the source gave.
+func (h hashes) check(want wanted, from source.Source) error {
+	if c := want.source; !h.fits(c) {
+		return backingimage.Errorf(backingimage.Corrupt,
+			"checksum: %s serves bytes with %s:%s for what it names %s; what it holds is damaged: put the image there again", from, c.Algorithm, h.hex(c.Algorithm), c)
 	}
-	return backingimage.Errorf(backingimage.Corrupt,
-		"checksum: %s serves a file with %s:%s, but the image asks for %s; correct the checksum or the URL", from, want.Algorithm, h.hex(want.Algorithm), want)
+	if c := want.published; !h.fits(c) {
+		return backingimage.Errorf(backingimage.Corrupt,
+			"checksum: %s serves a file with %s:%s, but the image asks for %s; correct the checksum or the URL", from, c.Algorithm, h.hex(c.Algorithm), c)
+	}
+	return nil
 }
 
 // save returns one hash's state.

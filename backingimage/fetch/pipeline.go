@@ -4,13 +4,13 @@ import (
 	"context"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/parallel"
 )
 
-// blocks that a pipeline recycles. With manifest.ChunkBytes each they are most of the memory that a fetch takes.
-const blocks = 8
+// sourceBlocks are the blocks between the network and the disk. With manifest.ChunkBytes each they are most of the memory
+// that a fetch takes.
+const sourceBlocks = 8
 
 // block is a chunk of the source file on its way through the pipeline. All are full but the last one.
 type block struct {
@@ -52,14 +52,15 @@ type stage interface {
 
 // pipeline gives blocks to stages, each in a goroutine of its own.
 type pipeline struct {
-	group    *errgroup.Group
+	group    *parallel.Group
 	free     chan *block
 	queues   []chan item
 	complete func(*mark) error // called, in a goroutine of its own, with each mark that is complete
 }
 
-func newPipeline(ctx context.Context, complete func(*mark) error, stages ...stage) (*pipeline, context.Context) {
-	group, ctx := errgroup.WithContext(ctx)
+// newPipeline recycles so many blocks.
+func newPipeline(ctx context.Context, blocks int, complete func(*mark) error, stages ...stage) (*pipeline, context.Context) {
+	group, ctx := parallel.WithContext(ctx)
 	p := &pipeline{group: group, free: make(chan *block, blocks), complete: complete}
 	for range blocks {
 		p.free <- new(block)

@@ -10,6 +10,7 @@ import (
 // Steps of making a copy.
 const (
 	Downloading = "downloading" // Bytes of the source file
+	Unpacking   = "unpacking"   // Bytes of the source file, when all of it is there
 	Converting  = "converting"  // Bytes of the content
 	Copying     = "copying"     // Bytes of the content; CopyLocal
 	Verifying   = "verifying"   // Bytes of the content; Verify

@@ -52,7 +52,7 @@ func Load(dir string) (Record, error) {
 }
 
 func load(dir string) (Record, *manifest.Manifest, error) {
-	record, err := readRecord(dir)
+	record, err := ReadRecord(dir)
 	if err != nil {
 		return Record{}, nil, err
 	}
@@ -70,7 +70,8 @@ func load(dir string) (Record, *manifest.Manifest, error) {
 	return record, m, err
 }
 
-func readRecord(dir string) (Record, error) {
+// ReadRecord reads the record of a finished copy and nothing else: see Load for what it means.
+func ReadRecord(dir string) (Record, error) {
 	text, err := os.ReadFile(filepath.Join(dir, disk.CopyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, backingimage.Errorf(backingimage.NotFound, "no finished copy in %s: it has no %s", dir, disk.CopyFile)

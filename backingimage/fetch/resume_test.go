@@ -113,14 +113,25 @@ func mustBeKilled(tb testing.TB, s *server, url, dir string, hold int) int64 {
 	return saved(dir)
 }
 
+// resumable are files whose download can be cut anywhere, by format, and their content.
+func resumable(tb testing.TB) (content []byte, files map[string][]byte) {
+	content = image(1, 40<<20)
+	qcow2 := mustQCOW2(tb, content)
+	return content, map[string][]byte{
+		"raw": content, "qcow2": qcow2, "raw+gz": mustPack(tb, "gz", content), "raw+bz2": mustPack(tb, "bz2", content), "qcow2+zst": mustPack(tb, "zst", qcow2),
+		"vmdk": mustConvert(tb, content, "-O", "vmdk"), "vdi+xz": mustPack(tb, "xz", mustConvert(tb, content, "-O", "vdi")),
+	}
+}
+
 func TestAKilledFetchGoesOnFromItsCheckpoint(t *testing.T) {
-	for name, content := range map[string][]byte{"raw": image(1, 40<<20+99), "qcow2": mustQCOW2(t, image(1, 40<<20))} {
+	content, files := resumable(t)
+	for name, file := range files {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &server{content: content, tag: "v1"}
+			s := &server{content: file, tag: "v1"}
 			url := mustServe(t, s)
 			dir := filepath.Join(t.TempDir(), "staging")
-			size := len(content)
+			size := len(file)
 			offset := mustBeKilled(t, s, url, dir, size*9/10)
 			result, err := fetch.Run(context.Background(), childJob(dir, mustSource(t, url)), nil)
 			if err != nil {
@@ -129,15 +140,68 @@ func TestAKilledFetchGoesOnFromItsCheckpoint(t *testing.T) {
 			if want := int64(size) - offset; s.served.Load() != want {
 				t.Errorf("%d bytes were served to go on from %d of %d, want %d", s.served.Load(), offset, size, want)
 			}
-			if result.Checksum != sha512Hex(content) {
-				t.Error("the checksum differs")
+			if result.Checksum != sha512Hex(file) || result.Format != name {
+				t.Errorf("the result is %+v", result)
 			}
-			want := content
-			if result.Format == "qcow2" {
-				want = image(1, 40<<20)
-			}
-			mustEqual(t, dir, want, result)
+			mustEqual(t, dir, content, result)
 		})
+	}
+}
+
+// TestAKilledConversionIsMadeAgain: its qemu-img dies with the fetch, and nothing before the checkpoint is fetched again.
+func TestAKilledConversionIsMadeAgain(t *testing.T) {
+	content := image(1, 40<<20)
+	for name, file := range map[string][]byte{"vmdk": mustConvert(t, content, "-O", "vmdk"), "vhdx+gz": mustPack(t, "gz", mustConvert(t, content, "-O", "vhdx"))} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &server{content: file, tag: "v1"}
+			url := mustServe(t, s)
+			dir := filepath.Join(t.TempDir(), "staging")
+			c := mustStart(t, url, dir)
+			for start := time.Now(); ; time.Sleep(time.Millisecond) {
+				if _, err := os.Stat(filepath.Join(dir, disk.ImageFile)); err == nil {
+					break
+				}
+				if time.Since(start) > time.Minute {
+					t.Fatal("no conversion in a minute")
+				}
+			}
+			c.kill()
+			s.heal()
+			mustEnd(t, dir)
+			offset := saved(dir)
+			result, err := fetch.Run(context.Background(), childJob(dir, mustSource(t, url)), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if most := int64(len(file)) - offset; s.served.Load() > most || offset == 0 {
+				t.Errorf("%d bytes were served to go on from %d of %d", s.served.Load(), offset, len(file))
+			}
+			mustEqual(t, dir, content, result)
+		})
+	}
+}
+
+// mustEnd waits until no process names the directory in its arguments.
+func mustEnd(tb testing.TB, dir string) {
+	tb.Helper()
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		list, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		left := ""
+		for _, path := range list {
+			if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), dir) {
+				left = strings.ReplaceAll(string(text), "\x00", " ")
+			}
+		}
+		if left == "" {
+			return
+		}
+		if time.Since(start) > 20*time.Second {
+			tb.Fatalf("still runs: %s", left)
+		}
 	}
 }
 
@@ -288,19 +352,31 @@ func TestCancelReturnsPromptlyAndLeavesWhatIsThere(t *testing.T) {
 }
 
 func TestKilledAtAnyInstructionItIsCompletedByTheNext(t *testing.T) {
-	content := image(1, 24<<20)
-	for name, file := range map[string][]byte{"raw": content, "qcow2": mustQCOW2(t, content)} {
+	content, files := resumable(t)
+	type attempt struct {
+		file  []byte
+		query string
+	}
+	attempts := map[string]attempt{"raw in pieces": {files["raw"], piecesQuery}, "qcow2 in pieces": {files["qcow2"], piecesQuery}}
+	for name, file := range files {
+		attempts[name] = attempt{file, ""}
+	}
+	for name, c := range attempts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := &server{content: file, tag: "v1"}
-			url := mustServe(t, s)
+			s := &server{content: c.file, tag: "v1"}
+			url := mustServe(t, s) + c.query
 			dir := filepath.Join(t.TempDir(), "staging")
 			for range 6 {
 				c := mustStart(t, url, dir)
 				time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
 				c.kill()
 			}
-			result, err := fetch.Run(context.Background(), childJob(dir, mustSource(t, url)), nil)
+			last, err := newSource(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := fetch.Run(context.Background(), childJob(dir, last), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,10 +26,17 @@ import (
 	"plinth.dev/plinth/backingimage/source"
 )
 
-// newSource makes a source of a test server's URL: 127.0.0.1 is open to it, and nothing else of loopback.
+// newSource makes a source of a test server's URL: 127.0.0.1 is open to it, and nothing else of loopback. It is read in pieces
+// if the URL ends in piecesQuery.
 func newSource(url string) (source.Source, error) {
-	return source.NewHTTP(url, source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
+	s, err := source.NewHTTP(url, source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
+	if err != nil || !strings.HasSuffix(url, piecesQuery) {
+		return s, err
+	}
+	return source.ParallelPieces(s, 3, 512<<10), nil
 }
+
+const piecesQuery = "?pieces"
 
 // mustSource makes a source that takes half a second for a stall.
 func mustSource(tb testing.TB, url string) source.Source {

@@ -19,7 +19,8 @@ type staging string
 
 // Names beside those that a finished copy has.
 const (
-	sourceFile     = "source"     // a qcow2 image as the source serves it
+	sourceFile     = "source"     // what is not raw, as the source serves it
+	insideFile     = "inside"     // an image that is not raw and was packed in the source file
 	checkpointFile = "checkpoint" // see type checkpoint
 	digestsFile    = "digests"    // digests of a raw image's chunks so far
 )

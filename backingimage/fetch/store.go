@@ -9,6 +9,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/source"
 )
 
 // contentFile is the file of a content that is being made: sparse, and each chunk's digest is taken on its way in. It is
@@ -17,11 +18,29 @@ type contentFile struct {
 	file    *os.File
 	digests *manifest.Builder
 	written atomic.Int64 // bytes
+	growing bool         // the content's size is not known: see grow
+	size    int64        // of a growing file
 
 	// origin is the file that extents are in. Where the filesystem can, they are shared with it instead of written,
 	// which costs neither time nor room.
 	origin *os.File
 	cannot atomic.Bool // the filesystem refused once
+}
+
+// localFile is the file of this machine that a source's bytes are in, at their offsets; nil when there is none.
+func localFile(s source.Source) *os.File {
+	if local, ok := s.(interface{ LocalFile() *os.File }); ok {
+		return local.LocalFile()
+	}
+	return nil
+}
+
+// same is where the origin has a block of a raw source: where the content has it.
+func (c *contentFile) same(b *block) []format.Extent {
+	if c.origin == nil {
+		return nil
+	}
+	return []format.Extent{{At: b.offset(), Bytes: int64(b.length), Host: b.offset()}}
 }
 
 // newContentFile makes the file of a content of so many bytes, -1 where that is not known yet. It has its size from
@@ -38,7 +57,22 @@ func newContentFile(path string, bytes int64, digests *manifest.Builder) (*conte
 		f.Close()
 		return nil, fmt.Errorf("make content of %d bytes: %w", bytes, err)
 	}
-	return &contentFile{file: f, digests: digests}, nil
+	return &contentFile{file: f, digests: digests, growing: bytes < 0}, nil
+}
+
+// growBytes is the step in which a file grows whose content's size is not known.
+const growBytes = 1 << 30
+
+// grow makes room for content up to end, and for much more: see newContentFile. Whoever finishes the content cuts it.
+func (c *contentFile) grow(end int64) error {
+	if !c.growing || end <= c.size {
+		return nil
+	}
+	c.size = (end/growBytes + 1) * growBytes
+	if err := c.file.Truncate(c.size); err != nil {
+		return fmt.Errorf("make room for content up to byte %d: %w", end, err)
+	}
+	return nil
 }
 
 // holeBytes is the size and the alignment of the blocks that are left out of a file when they are zeros: small enough to

@@ -33,6 +33,7 @@ type stream struct {
 	lastByte  time.Time
 	delay     time.Duration
 	restarts  int
+	changes   int // restarts because the file changed
 }
 
 // Delays between tries of one stream.
@@ -43,6 +44,9 @@ const (
 
 // maxRestarts bounds how often a stream begins anew before its caller is sent away to wait.
 const maxRestarts = 5
+
+// maxChanges of the file that one stream puts up with.
+const maxChanges = 1
 
 // errRestart means that the source had to begin anew: the stream is at offset 0 again, and what was read is void.
 var errRestart = errors.New("the source begins anew")
@@ -63,7 +67,7 @@ func (s *stream) fill(ctx context.Context, p []byte) (n int, err error) {
 			continue
 		}
 		s.close()
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			if s.bytes < 0 || s.offset == s.bytes {
 				return n, io.EOF
 			}
@@ -116,11 +120,30 @@ func (s *stream) adopt(ctx context.Context, body *source.Body) error {
 		return nil
 	}
 	body.Close()
+	return s.restart(ctx, s.changed(body))
+}
+
+// changed reports whether a body that does not continue the stream is of another version of the file.
+func (s *stream) changed(body *source.Body) bool {
+	return s.validator != "" && body.Validator != "" && s.validator != body.Validator ||
+		s.bytes >= 0 && body.Bytes >= 0 && s.bytes != body.Bytes
+}
+
+// restart begins anew, or says why not: a file that changed once may have been replaced, one that changes again will not be
+// caught; a server that cannot continue may do better later.
+func (s *stream) restart(ctx context.Context, changed bool) error {
+	at := s.offset
 	s.offset, s.bytes, s.validator = 0, -1, ""
 	s.restarts++
-	klog.FromContext(ctx).Info("Starting the download over: the server cannot continue it, or the file changed", "source", s.source.String(), "restarts", s.restarts)
-	if s.restarts > maxRestarts {
-		return backingimage.Errorf(backingimage.NotReady, "download %s: had to start over %d times, because connections break and the server cannot continue them, or because its file keeps changing; it will be tried again", s.source, s.restarts)
+	if changed {
+		s.changes++
+	}
+	klog.FromContext(ctx).Info("Starting the download over", "source", s.source.String(), "offset", at, "fileChanged", changed, "restarts", s.restarts)
+	switch {
+	case s.changes > maxChanges:
+		return backingimage.Errorf(backingimage.Precondition, "download %s: the file at the source changed while it was downloaded, and again after the download had started over; use a URL whose file stays as it is", s.source)
+	case s.restarts > maxRestarts:
+		return backingimage.Errorf(backingimage.NotReady, "download %s: had to start over %d times, because connections break and the server cannot continue them; it will be tried again", s.source, s.restarts)
 	}
 	return errRestart
 }
@@ -130,6 +153,7 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	cause = &noEnd{cause}
 	if !backingimage.Is(cause, backingimage.NotReady) {
 		return cause
 	}
@@ -151,6 +175,12 @@ func (s *stream) wait(ctx context.Context, cause error) error {
 		return nil
 	}
 }
+
+// noEnd is an error in which errors.Is finds nothing, so that an io.EOF deep in it, of a connection that broke, is not taken
+// for the end of the source. errors.As finds all that is in it.
+type noEnd struct{ error }
+
+func (e *noEnd) As(target any) bool { return errors.As(e.error, target) }
 
 func (s *stream) close() {
 	if s.body != nil {

@@ -10,24 +10,52 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/format/foreign"
+	"plinth.dev/plinth/backingimage/format/unpack"
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/parallel"
 )
 
-// transfer moves bytes from the stream to the disk until the source ends.
+// transfer moves bytes from the stream to the disk until the source ends, and checks them. What is packed is unpacked
+// beside it.
 func (d *download) transfer(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	first, last, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	p, ctx := newPipeline(ctx, d.save, d.stages()...)
+	if !d.info.Packed() {
+		return d.receive(ctx, first, last)
+	}
+	group, ctx := parallel.WithContext(ctx)
+	d.inside.close()
+	d.tail = newTail(ctx, d.file, d.stream.offset-int64(len(first)))
+	group.Go(func() error { return d.unpack(ctx) })
+	group.Go(func() error {
+		if err := d.receive(ctx, first, last); err != nil {
+			return err
+		}
+		d.meter.step(Unpacking, d.tail.offset.Load(), d.stream.bytes)
+		d.tail.end()
+		return nil
+	})
+	return group.Wait()
+}
+
+// receive brings the source file, beginning with what was read of it already, and compares it with its checksum.
+func (d *download) receive(ctx context.Context, first []byte, last bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p, ctx := newPipeline(ctx, sourceBlocks, d.save, d.stages()...)
 	context.AfterFunc(ctx, cancel) // a stage that fails must not wait for the network
 	p.group.Go(func() error {
 		defer p.end()
 		return d.read(ctx, p, first, last)
 	})
-	return p.group.Wait()
+	if err := p.group.Wait(); err != nil {
+		return err
+	}
+	d.stream.close()
+	return d.hashes.check(d.want, d.job.Source)
 }
 
 // open decides the format by the source's first bytes, unless a checkpoint did, and makes the file they go to. It
@@ -45,16 +73,35 @@ func (d *download) open(ctx context.Context) (head []byte, last bool, err error)
 	if last {
 		d.stream.bytes = int64(n)
 	}
-	if d.info, err = format.Probe(head[:n], d.stream.bytes, d.job.Limits); err != nil {
+	probe := format.Probe
+	if d.job.ArchiveFolder != "" {
+		probe = format.ProbeArchive
+	}
+	d.info, err = probe(head[:n], d.stream.bytes, d.job.Limits)
+	if err == nil {
+		err = d.ready(d.info)
+	}
+	if err != nil {
 		return nil, false, fmt.Errorf("download %s: %w", d.job.Source, err)
+	}
+	if d.job.ArchiveFolder == "" {
+		d.hint = unpack.Size(d.info.Format, head[:n])
 	}
 	d.announce()
 	return head[:n], last, d.create()
 }
 
+// ready refuses, before it is downloaded, what this machine cannot convert.
+func (d *download) ready(info format.Info) error {
+	if !info.Foreign() {
+		return nil
+	}
+	return foreign.Ready(info.Format)
+}
+
 // create makes the file that the bytes go to as they come.
 func (d *download) create() (err error) {
-	if d.info.Format == format.QCOW2 {
+	if d.info.Format != format.Raw {
 		d.file, err = os.OpenFile(d.staged.path(sourceFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 		return err
 	}
@@ -71,10 +118,10 @@ func (d *download) stages() []stage {
 	for algorithm, hash := range d.hashes {
 		stages = append(stages, &hashStage{algorithm: algorithm, hashes: d.hashes, hash: hash})
 	}
-	if d.info.Format == format.QCOW2 {
-		return append(stages, &sourceStage{d.file})
+	if d.info.Format != format.Raw {
+		return append(stages, &sourceStage{d.file, &contentFile{file: d.file, origin: localFile(d.job.Source)}, d.tail})
 	}
-	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests}})
+	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests, origin: localFile(d.job.Source)}})
 }
 
 // read fills blocks, beginning with what was read already, and gives them to the stages.

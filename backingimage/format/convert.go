@@ -7,9 +7,8 @@ import (
 	"io"
 	"runtime"
 
-	"golang.org/x/sync/errgroup"
-
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/parallel"
 )
 
 // File is an opened qcow2 file.
@@ -59,7 +58,7 @@ const maxWorkers = 4
 // out; others may still be zeros. put is called from several goroutines, for each chunk at most once, in no order. A
 // damaged or truncated file is Corrupt.
 func (f *File) Convert(ctx context.Context, put func(Chunk) error) error {
-	group, ctx := errgroup.WithContext(ctx)
+	group, ctx := parallel.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	jobs := make(chan job, workers)
 	group.Go(func() error {

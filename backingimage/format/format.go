@@ -1,8 +1,9 @@
 // Package format decides what the bytes of a source are, once and for all, and turns them into raw content.
 //
-// There are two formats: raw, which is the content already, and qcow2, which is converted. Probe decides from the first
-// bytes and refuses everything else that it can recognise, with what to do about it: a compressed file, another
-// hypervisor's disk or a web page would otherwise be stored faithfully as a raw disk that boots nowhere. The decision
+// Raw is the content already, and qcow2 is converted here. A compressed file is unpacked first (package unpack), and
+// other hypervisors' disks are converted by qemu-img in a sandbox (package foreign). Probe decides from the first bytes,
+// never from a name, and refuses everything else that it can recognise, with what to do about it: an archive, an
+// encrypted disk or a web page would otherwise be stored faithfully as a raw disk that boots nowhere. The decision
 // is never taken again: the guest that owns a raw disk may write a qcow2 header into it.
 //
 // # QCOW2 is hostile
@@ -25,10 +26,24 @@ import (
 	"plinth.dev/plinth/backingimage"
 )
 
-// Names of formats, as they stand in status and records.
+// Names of formats, as they stand in status and records. What is inside a packed file has the packings' names behind it:
+// "qcow2+xz".
 const (
 	Raw   = "raw"
 	QCOW2 = "qcow2"
+
+	// Other hypervisors' disks, which package foreign converts.
+	VMDK = "vmdk"
+	VDI  = "vdi"
+	VHD  = "vhd"
+	VHDX = "vhdx"
+
+	// Packings, which package unpack opens.
+	GZip  = "gz"
+	XZ    = "xz"
+	Zstd  = "zst"
+	BZip2 = "bz2"
+	Tar   = "tar"
 )
 
 // HeadBytes is how many of a source's first bytes Probe wants to see; fewer only where the source has no more.
@@ -72,8 +87,30 @@ func (l Limits) CheckVirtual(bytes uint64) error {
 
 // Info is what Probe found.
 type Info struct {
-	Format       string // Raw or QCOW2
-	VirtualBytes int64  // size of the content, a multiple of 512; -1 while unknown (a raw source that tells no size)
+	Format string
+	// VirtualBytes is the size of the content, a multiple of 512; -1 while unknown: for a raw source that tells no size, a
+	// packed one, and another hypervisor's disk.
+	VirtualBytes int64
+	// Warning says what of the file is left out, in a sentence; "" when nothing is.
+	Warning string `json:",omitempty"`
+}
+
+// Packed reports whether the image is inside of the file and comes out when it is unpacked.
+func (i Info) Packed() bool {
+	switch i.Format {
+	case GZip, XZ, Zstd, BZip2, Tar:
+		return true
+	}
+	return false
+}
+
+// Foreign reports whether the file is another hypervisor's disk.
+func (i Info) Foreign() bool {
+	switch i.Format {
+	case VMDK, VDI, VHD, VHDX:
+		return true
+	}
+	return false
 }
 
 // SectorBytes is what the size of every content is padded to.
@@ -95,20 +132,60 @@ func Probe(head []byte, sourceBytes int64, limits Limits) (Info, error) {
 	if err := limits.CheckSource(sourceBytes); err != nil {
 		return Info{}, err
 	}
-	if isQCOW2(head) {
-		h, err := parseHeader(head, sourceBytes, limits)
-		if err != nil {
-			return Info{}, err
-		}
-		return Info{Format: QCOW2, VirtualBytes: Padded(h.virtualBytes)}, nil
-	}
-	if sourceBytes < 0 {
+	switch name := recognise(head); {
+	case isQCOW2(head):
+		return probeQCOW2(head, sourceBytes, limits)
+	case name != "":
+		return Info{Format: name, VirtualBytes: -1}, refuseForeign(name, head)
+	case sourceBytes < 0:
 		return Info{Format: Raw, VirtualBytes: -1}, nil
 	}
-	if err := limits.CheckVirtual(uint64(sourceBytes)); err != nil {
+	return Info{Format: Raw, VirtualBytes: Padded(sourceBytes)}, limits.CheckVirtual(uint64(sourceBytes))
+}
+
+func probeQCOW2(head []byte, sourceBytes int64, limits Limits) (Info, error) {
+	h, err := parseHeader(head, sourceBytes, limits)
+	if err != nil {
 		return Info{}, err
 	}
-	return Info{Format: Raw, VirtualBytes: Padded(sourceBytes)}, nil
+	info := Info{Format: QCOW2, VirtualBytes: Padded(h.virtualBytes)}
+	switch h.snapshots {
+	case 0:
+	case 1:
+		info.Warning = "1 snapshot inside the qcow2 file was left out"
+	default:
+		info.Warning = fmt.Sprintf("%d snapshots inside the qcow2 file were left out", h.snapshots)
+	}
+	return info, nil
+}
+
+// ProbeInside is Probe for what was inside of a packed file, whose format is outer. It is not unpacked again: a packed file
+// in a packed file is Unsupported.
+func ProbeInside(outer string, head []byte, bytes int64, limits Limits) (Info, error) {
+	if len(head) == 0 {
+		return Info{}, backingimage.Errorf(backingimage.Invalid, "the %s file is empty inside; correct the URL or the file behind it", outer)
+	}
+	info, err := Probe(head, bytes, limits)
+	if err != nil {
+		return Info{}, fmt.Errorf("inside the %s file: %w", outer, err)
+	}
+	if info.Packed() {
+		return Info{}, backingimage.Errorf(backingimage.Unsupported, "inside the %s file is a %s file; pack the image once, not twice", outer, info.Format)
+	}
+	return info, nil
+}
+
+// ProbeArchive is Probe for a source that must be a tar archive, perhaps compressed. What is compressed is only known
+// to be one when it is unpacked.
+func ProbeArchive(head []byte, sourceBytes int64, limits Limits) (Info, error) {
+	info := Info{Format: recognise(head), VirtualBytes: -1}
+	if isTar(head) {
+		info.Format = Tar
+	}
+	if !info.Packed() {
+		return Info{}, backingimage.Errorf(backingimage.Invalid, "the source is no tar archive, plain or compressed; correct the reference")
+	}
+	return info, limits.CheckSource(sourceBytes)
 }
 
 // corrupt is the error of a qcow2 file that contradicts itself.

@@ -1,6 +1,7 @@
 package format_test
 
 import (
+	"bytes"
 	"testing"
 
 	"plinth.dev/plinth/backingimage/format"
@@ -11,10 +12,22 @@ func FuzzProbe(f *testing.F) {
 	f.Add(mustImage(f, content(100<<10))[:format.HeadBytes], int64(1<<20))
 	f.Add(mustImage(f, content(100<<10), "-o", "compat=0.10")[:format.HeadBytes], int64(-1))
 	f.Add([]byte("<html>"), int64(6))
+	f.Add([]byte(`{"error": ["x", 1.5e3, null`), int64(-1))
+	for _, head := range []string{"KDMV\x01", "KDMV\x01\x00\x00\x00\x00\x00\x00\x00\x08", "COWD", "conectix", "vhdxfile", "\x1f\x8b", "\xfd7zXZ\x00", "BZh9", "\x52\x2a\x4d\x18"} {
+		f.Add([]byte(foreignHead(0, head)), int64(1<<20))
+	}
+	f.Add([]byte(foreignHead(64, "\x7f\x10\xda\xbe")), int64(1<<20))
+	f.Add([]byte(foreignHead(257, "ustar")), int64(1<<20))
 	limits := format.Limits{MaxVirtualBytes: 1 << 40}
 	f.Fuzz(func(t *testing.T, head []byte, bytes int64) {
+		_, _ = format.ProbeArchive(head, bytes, limits) // must not panic
+		format.FixedVHD(head[:min(len(head), format.FooterBytes)], bytes)
 		info, err := format.Probe(head, bytes, limits)
-		if err != nil || info == (format.Info{Format: format.Raw, VirtualBytes: -1}) && bytes < 0 {
+		inside, insideErr := format.ProbeInside(format.GZip, head, bytes, limits)
+		if (err == nil && !info.Packed()) != (insideErr == nil) || insideErr == nil && inside != info {
+			t.Errorf("outside %+v, %v; inside %+v, %v", info, err, inside, insideErr)
+		}
+		if err != nil || info.VirtualBytes == -1 && (bytes < 0 || info.Packed() || info.Foreign()) {
 			return
 		}
 		if info.VirtualBytes > limits.MaxVirtualBytes || info.VirtualBytes%format.SectorBytes != 0 {
@@ -32,6 +45,10 @@ func FuzzConvert(f *testing.F) {
 		{"-c", "-o", "cluster_size=4k,compression_type=zstd"}, {"-o", "cluster_size=512,compat=0.10"},
 	} {
 		f.Add(mustImage(f, small, options...))
+	}
+	good := mustImage(f, small)
+	for _, c := range hostile {
+		f.Add(c.edit(bytes.Clone(good)))
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		_, _ = convert(file, format.Limits{MaxVirtualBytes: 4 << 20}) // convert itself checks what comes

@@ -45,6 +45,8 @@ type header struct {
 	l1Offset     int64
 	l1Entries    int64 // as many as the virtual size needs; the table may be longer
 	compression  uint8
+	snapshots    uint32
+	metadata     []area // header, L1 table, refcount table
 }
 
 func (h *header) clusterBytes() int64 { return 1 << h.clusterBits }
@@ -67,7 +69,7 @@ func parseHeader(head []byte, fileBytes int64, limits Limits) (*header, error) {
 	if method := binary.BigEndian.Uint32(head[32:]); method != 0 {
 		return nil, backingimage.Errorf(backingimage.Unsupported, "the qcow2 image is encrypted (method %d); decrypt it with \"qemu-img convert\" and publish the result", method)
 	}
-	h := &header{version: version}
+	h := &header{version: version, snapshots: binary.BigEndian.Uint32(head[60:])}
 	if version == 3 {
 		if err := h.parseVersion3(head); err != nil {
 			return nil, err
@@ -135,8 +137,15 @@ func (h *header) parseGeometry(head []byte, fileBytes int64, limits Limits) erro
 	if err := h.parseL1(head, fileBytes); err != nil {
 		return err
 	}
-	offset, clusters := binary.BigEndian.Uint64(head[48:]), uint64(binary.BigEndian.Uint32(head[56:]))
-	return h.checkTable("the refcount table", offset, clusters<<h.clusterBits, fileBytes)
+	offset, length := binary.BigEndian.Uint64(head[48:]), uint64(binary.BigEndian.Uint32(head[56:]))<<h.clusterBits
+	if err := h.checkTable("the refcount table", offset, length, fileBytes); err != nil {
+		return err
+	}
+	entries := int64(binary.BigEndian.Uint32(head[36:]))
+	h.metadata = []area{
+		{"the header", 0, h.clusterBytes()}, {"the L1 table", h.l1Offset, entries * 8}, {"the refcount table", int64(offset), int64(length)},
+	}
+	return checkOverlap(h.metadata)
 }
 
 func (h *header) parseL1(head []byte, fileBytes int64) error {

@@ -3,6 +3,8 @@ package format_test
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,6 +85,15 @@ var hostile = []struct {
 	{"no tables", cut(4096), backingimage.Corrupt, "truncated"},
 	{"half of the data", func(f []byte) []byte { return f[:len(f)/2] }, backingimage.Corrupt, "truncated"},
 	{"one byte short", func(f []byte) []byte { return f[:len(f)-1] }, backingimage.Corrupt, "truncated"},
+	{"L1 table over the header", set64(40, 0), backingimage.Corrupt, "no cluster begins"},
+	{"L1 table over the refcount table", func(f []byte) []byte { return set64(40, binary.BigEndian.Uint64(f[48:]))(f) }, backingimage.Corrupt, "overlaps"},
+	{"L2 table over the L1 table", func(f []byte) []byte { return l1Entry(binary.BigEndian.Uint64(f[40:]))(f) }, backingimage.Corrupt, "overlaps the L1 table"},
+	{"L2 table over the refcount table", func(f []byte) []byte { return l1Entry(binary.BigEndian.Uint64(f[48:]))(f) }, backingimage.Corrupt, "overlaps the refcount table"},
+	{"L2 table used twice", func(f []byte) []byte {
+		l1 := f[binary.BigEndian.Uint64(f[40:]):]
+		copy(l1[8:16], l1[:8])
+		return set32(36, 2)(set64(24, 1<<30)(f))
+	}, backingimage.Corrupt, "twice"},
 	{"L2 table beyond the end", l1Entry(1 << 40), backingimage.Corrupt, "L2 table"},
 	{"L2 table off its cluster", l1Entry(3 << 9), backingimage.Corrupt, "no cluster begins"},
 	{"data beyond the end", l2Entry(1 << 40), backingimage.Corrupt, "data cluster"},
@@ -125,12 +136,14 @@ func TestDirtyImagesAreAccepted(t *testing.T) {
 	}
 }
 
+// foreignHead is a sector with a mark in it.
+func foreignHead(at int, mark string) string {
+	head := make([]byte, 512)
+	copy(head[at:], mark)
+	return string(head)
+}
+
 func TestProbeRefusesWhatIsNoDisk(t *testing.T) {
-	tarred := make([]byte, 1024)
-	copy(tarred[257:], "ustar")
-	vdi := make([]byte, 512)
-	copy(vdi, "<<< Oracle VM VirtualBox Disk Image >>>\n")
-	copy(vdi[64:], "\x7f\x10\xda\xbe")
 	for name, c := range map[string]struct {
 		head string
 		kind backingimage.Kind
@@ -140,17 +153,25 @@ func TestProbeRefusesWhatIsNoDisk(t *testing.T) {
 		"HTML":             {"<!DOCTYPE html><title>Log in</title>", backingimage.Invalid, "web page"},
 		"HTML after space": {"\xef\xbb\xbf \r\n<HTML>", backingimage.Invalid, "web page"},
 		"XML":              {"<?xml version='1.0'?><Error>", backingimage.Invalid, "web page"},
-		"gzip":             {"\x1f\x8b\x08\x00", backingimage.Unsupported, "decompress"},
-		"xz":               {"\xfd7zXZ\x00\x00", backingimage.Unsupported, "decompress"},
-		"zstd":             {"\x28\xb5\x2f\xfd", backingimage.Unsupported, "decompress"},
-		"bzip2":            {"BZh91AY", backingimage.Unsupported, "decompress"},
-		"VMDK":             {"KDMV\x01\x00", backingimage.Unsupported, "qemu-img convert"},
-		"VDI":              {string(vdi), backingimage.Unsupported, "VDI"},
-		"VHDX":             {"vhdxfile", backingimage.Unsupported, "VHDX"},
-		"VHD":              {"conectix", backingimage.Unsupported, "VHD"},
-		"LUKS":             {"LUKS\xba\xbe\x00\x02", backingimage.Unsupported, "decrypt"},
-		"OVA":              {string(tarred), backingimage.Unsupported, "OVA"},
-		"qcow 1":           {"QFI\xfb\x00\x00\x00\x01", backingimage.Unsupported, "version 1"},
+		"JSON":             {`{"error":"not found"}`, backingimage.Invalid, "JSON document"},
+		"JSON list":        {" \n[1, 2", backingimage.Invalid, "JSON document"},
+		"JSON, cut":        {`{"items":[{"name":"a long na`, backingimage.Invalid, "JSON document"},
+		"lz4":              {"\x04\x22\x4d\x18", backingimage.Unsupported, "lz4"},
+		"7-zip":            {"7z\xbc\xaf\x27\x1c", backingimage.Unsupported, "unpack it"},
+		"zip":              {"PK\x03\x04", backingimage.Unsupported, "unpack it"},
+		"VMDK descriptor":  {"# Disk DescriptorFile\nversion=1\n", backingimage.Unsupported, "descriptor"},
+		"VMDK of extents":  {foreignHead(0, "KDMV\x01"), backingimage.Unsupported, "another file"},
+		"VMDK, cut":        {"KDMV\x01\x00", backingimage.Corrupt, "truncated"},
+		"VDI with a parent": {
+			strings.Replace(foreignHead(64, "\x7f\x10\xda\xbe"), "\xda\xbe"+strings.Repeat("\x00", 8), "\xda\xbe"+strings.Repeat("\x00", 8)+"\x04", 1)[:512],
+			backingimage.Unsupported, "another file",
+		},
+		"VHD with a parent": {foreignHead(0, "conectix"+strings.Repeat("\x00", 55)+"\x04"), backingimage.Unsupported, "another file"},
+		"QED":               {"QED\x00", backingimage.Unsupported, "QED"},
+		"Parallels":         {"WithoutFreeSpace", backingimage.Unsupported, "Parallels"},
+		"LUKS":              {"LUKS\xba\xbe\x00\x02", backingimage.Unsupported, "decrypt"},
+		"OVA":               {foreignHead(257, "ustar"), backingimage.Unsupported, "OVA"},
+		"qcow 1":            {"QFI\xfb\x00\x00\x00\x01", backingimage.Unsupported, "version 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := format.Probe([]byte(c.head), int64(len(c.head)), format.Limits{})
@@ -180,5 +201,46 @@ func TestProbeKnowsTheVirtualSizeFromTheFirstBytes(t *testing.T) {
 	}
 	if _, err := format.Probe(make([]byte, 4096), 1<<20+1, format.Limits{MaxVirtualBytes: 1 << 20}); !backingimage.Is(err, backingimage.OutOfRange) {
 		t.Errorf("raw beyond the limit: %v", err)
+	}
+}
+
+func TestProbeRecognisesByTheFirstBytes(t *testing.T) {
+	for want, head := range map[string]string{
+		format.GZip: "\x1f\x8b\x08\x00", format.XZ: "\xfd7zXZ\x00\x00", format.Zstd: "\x28\xb5\x2f\xfd", format.BZip2: "BZh91AY",
+		format.VMDK: foreignHead(0, "KDMV\x01\x00\x00\x00\x00\x00\x00\x00\x08"), format.VDI: foreignHead(64, "\x7f\x10\xda\xbe"),
+		format.VHDX: foreignHead(0, "vhdxfile"), format.VHD: foreignHead(0, "conectix"), format.Raw: "[section]\nkey=1\n",
+	} {
+		got, err := format.Probe([]byte(head), -1, format.Limits{})
+		if err != nil || got.Format != want || got.VirtualBytes != -1 {
+			t.Errorf("%s: got %+v, %v", want, got, err)
+		}
+	}
+	if got, err := format.Probe([]byte("\x52\x2a\x4d\x18\x04\x00\x00\x00"), -1, format.Limits{}); err != nil || got.Format != format.Zstd {
+		t.Errorf("a file of pzstd: got %+v, %v", got, err)
+	}
+}
+
+func TestWhatIsPackedTwiceIsRefused(t *testing.T) {
+	_, err := format.ProbeInside(format.GZip, []byte("\xfd7zXZ\x00"), -1, format.Limits{})
+	if !backingimage.Is(err, backingimage.Unsupported) || !strings.Contains(err.Error(), "inside the gz file is a xz file") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := format.ProbeInside(format.GZip, nil, 0, format.Limits{}); !backingimage.Is(err, backingimage.Invalid) {
+		t.Errorf("nothing inside: %v", err)
+	}
+}
+
+func TestSnapshotsInsideAreLeftOutWithAWarning(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "qcow2")
+	mustRun(t, "qemu-img", "create", "-q", "-f", "qcow2", image, "1M")
+	for _, want := range []string{"", "1 snapshot inside the qcow2 file was left out", "2 snapshots inside the qcow2 file were left out"} {
+		file, err := os.ReadFile(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := format.Probe(file[:format.HeadBytes], int64(len(file)), format.Limits{}); err != nil || info.Warning != want {
+			t.Errorf("got %+v, %v; want %q", info, err, want)
+		}
+		mustRun(t, "qemu-img", "snapshot", "-c", "s", image)
 	}
 }

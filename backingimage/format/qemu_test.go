@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
 )
@@ -174,5 +176,17 @@ func TestConvertEndsWhenItsCallerDoes(t *testing.T) {
 	err = d.Convert(ctx, func(format.Chunk) error { cancel(); return nil })
 	if err == nil {
 		t.Error("a cancelled conversion succeeded")
+	}
+}
+
+func TestAPanicInAConversionIsItsError(t *testing.T) {
+	file := mustImage(t, content(8<<20))
+	d, err := format.Open(bytes.NewReader(file), int64(len(file)), format.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.Convert(context.Background(), func(format.Chunk) error { panic("on purpose") })
+	if !backingimage.Is(err, backingimage.Internal) || !strings.Contains(err.Error(), "on purpose") {
+		t.Errorf("got %v", err)
 	}
 }

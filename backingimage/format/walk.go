@@ -44,6 +44,9 @@ type walker struct {
 
 // walk gives every chunk with data to emit, in order.
 func (w *walker) walk(ctx context.Context) error {
+	if err := w.checkL2(); err != nil {
+		return err
+	}
 	h := w.header
 	l1 := bufio.NewReaderSize(io.NewSectionReader(w.file, h.l1Offset, h.l1Entries*8), 64<<10)
 	table := make([]byte, h.clusterBytes())

@@ -23,6 +23,7 @@ import (
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 )
 
 // DefaultHeartbeat is how often an agent says that it runs, unless told otherwise.
@@ -31,10 +32,14 @@ const DefaultHeartbeat = 20 * time.Second
 // Options of an Agent.
 type Options struct {
 	Version          string            // of this program, for StorageNode.status
-	Source           source.Options    // what downloads may reach, and how
+	Source           source.Options    // what downloads may reach, and how; 4 connections by default
 	Credentials      credential.Reader // of images' secrets; nil when there are none
 	Exporter         Exporter          // of this node's volumes; nil when there are none
+	Openers          map[string]Opener // of sources beside http and https, by scheme: they are large, so that not every program links them
 	Limits           format.Limits     // what an image may be
+	Uploads          *transfer.Uploads // what is uploaded to this node; nil when nothing can be
+	Address          string            // host:port where peers and people reach this node's server; "" when there is none
+	PublicKeyHash    string            // of that server
 	MaxFetches       int               // fetches at once; default 5
 	Heartbeat        time.Duration     // default 20 s
 	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
@@ -47,6 +52,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.MaxFetches == 0 {
 		o.MaxFetches = 5
+	}
+	if o.Source.Connections == 0 {
+		o.Source.Connections = 4
 	}
 	if o.Heartbeat == 0 {
 		o.Heartbeat = DefaultHeartbeat

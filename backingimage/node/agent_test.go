@@ -18,6 +18,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk/disktest"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
+	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
 )
 
@@ -34,6 +35,15 @@ func TestAgent(t *testing.T) {
 		}
 		if i.Status.RealSize == 0 || i.Status.RealSize > 6<<20 {
 			t.Errorf("a copy whose second half is a hole occupies %d bytes", i.Status.RealSize)
+		}
+	})
+
+	t.Run("a large image is read in pieces", func(t *testing.T) {
+		w := nodetest.NewWeb(t, 5*source.PieceBytes)
+		m.CreateImage("large", w.URL, w.SHA512(), 1)
+		m.UntilReady("large", "1/1")
+		if n := w.Asked.Load(); n != 5 {
+			t.Errorf("it took %d requests, want 5", n)
 		}
 	})
 

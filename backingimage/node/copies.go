@@ -24,7 +24,7 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	c, exists := a.store.Copies.Get(name)
 	if !exists || c.DeletionTimestamp != nil {
 		a.fetches.stop(name)
-		if err := d.RemoveImage(uid); err != nil {
+		if err := a.remove(d, uid); err != nil {
 			return 0, fmt.Errorf("remove copy: %w", err)
 		}
 		return 0, nil
@@ -38,11 +38,24 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	}
 	if !backingimage.Is(err, backingimage.NotFound) {
 		klog.FromContext(ctx).Error(err, "Copy is damaged; removing it to make it anew", "backingImage", c.Spec.Image)
-		if err := d.RemoveImage(uid); err != nil {
+		if err := a.remove(d, uid); err != nil {
 			return 0, fmt.Errorf("remove damaged copy: %w", err)
 		}
 	}
 	return a.begin(ctx, name, d)
+}
+
+// remove takes a copy off a disk, with what is being made or uploaded of it.
+func (a *Agent) remove(d *disk.Disk, uid string) error {
+	if err := disk.CheckName("image UID", uid); err != nil {
+		return err
+	}
+	if a.options.Uploads != nil {
+		if err := a.options.Uploads.Drop(d.Layout().StagedUpload(uid)); err != nil {
+			return err
+		}
+	}
+	return d.RemoveImage(uid)
 }
 
 // adopt reports a copy that is on the disk.
@@ -79,7 +92,7 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 	if err != nil {
 		return 0, a.failed(ctx, c.Name, err)
 	}
-	if waits == "" && !a.fetches.start(c.Name, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
+	if waits == "" && !a.fetches.start(c.Name, waitsForPeople(c, image), func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
 		waits = fmt.Sprintf("waits for one of %d running fetches on this node to end", a.options.MaxFetches)
 	}
 	if waits == "" {

@@ -19,7 +19,8 @@ import (
 type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error)
 
 // plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
-// the image's source; waits tells what it has to wait for instead.
+// the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
+// may take asking a server, for which no other copy should wait.
 func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for uuid, other := range a.disks {
@@ -36,20 +37,37 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if run, waits, is, err := a.near(ctx, c, d, image); is {
 		return run, waits, err
 	}
+	if image.Spec.SourceType == v1alpha1.SourceUpload {
+		run, err := a.receive(c, d, image)
+		return run, "", err
+	}
 	if waits := a.waitsForSecret(ctx, image); waits != "" {
 		return nil, waits, nil
 	}
-	from, err := a.source(ctx, image)
-	if err != nil {
-		return nil, "", err
-	}
+	return a.fetchFrom(c, d, image, func(ctx context.Context) (source.Source, error) { return a.source(ctx, image) }), "", nil
+}
+
+// fetchFrom is an attempt at making a copy of the bytes that a source gives.
+func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage, open func(context.Context) (source.Source, error)) attempt {
 	job := fetch.Job{
-		Dir: staged, Image: image.Name, ImageUID: c.Spec.ImageUID, Source: from, Checksum: image.Spec.Checksum,
+		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID, Checksum: image.Spec.Checksum,
 		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
 	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+		from, err := open(ctx)
+		if err != nil {
+			return fetch.Result{}, err
+		}
+		job.Source, job.ArchiveFolder = from, archiveFolder(from)
 		return fetch.Run(ctx, job, report)
-	}, "", nil
+	}
+}
+
+func archiveFolder(from source.Source) string {
+	if archived, ok := from.(source.Archived); ok {
+		return archived.ArchiveFolder()
+	}
+	return ""
 }
 
 // fetch makes a copy and publishes it, reporting on the way. It runs in a goroutine of its own; ctx ends when the copy

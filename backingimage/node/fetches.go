@@ -7,7 +7,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// fetches are the goroutines that make copies, by copy name, at most max at once.
+// fetches are the goroutines that make copies, by copy name, at most max at once beside those that wait for people.
 type fetches struct {
 	max  int
 	mu   sync.Mutex
@@ -17,24 +17,25 @@ type fetches struct {
 type running struct {
 	cancel context.CancelFunc
 	done   chan struct{}
+	waits  bool // for people: it takes no place
 }
 
 func newFetches(max int) *fetches { return &fetches{max: max, byID: map[string]*running{}} }
 
 // start runs work in a goroutine of its own, unless one runs under that name (then nothing is done) or too many run
-// (then it returns false).
-func (f *fetches) start(name string, work func(context.Context), log klog.Logger) bool {
+// (then it returns false). One that waits for people takes no place.
+func (f *fetches) start(name string, waits bool, work func(context.Context), log klog.Logger) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.byID[name] != nil {
 		return true
 	}
-	if len(f.byID) >= f.max {
+	if !waits && f.places() >= f.max {
 		return false
 	}
 	// Not a child of the reconcile's context: a fetch outlives the call that began it, and stop ends it.
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), log))
-	r := &running{cancel: cancel, done: make(chan struct{})}
+	r := &running{cancel: cancel, done: make(chan struct{}), waits: waits}
 	f.byID[name] = r
 	go func() {
 		defer close(r.done)
@@ -42,6 +43,17 @@ func (f *fetches) start(name string, work func(context.Context), log klog.Logger
 		work(ctx)
 	}()
 	return true
+}
+
+// places that are taken. The caller has the lock.
+func (f *fetches) places() int {
+	taken := 0
+	for _, r := range f.byID {
+		if !r.waits {
+			taken++
+		}
+	}
+	return taken
 }
 
 // running reports whether a fetch runs under the name.

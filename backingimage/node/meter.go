@@ -79,6 +79,9 @@ func (m *meter) run() {
 // inProgress is the status of a copy that is being made.
 func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64) {
 	s.State, s.Message = v1alpha1.CopyInProgress, p.Step
+	if p.Format != "" && p.VirtualBytes < 0 {
+		s.Message += "; the virtual size is known when all of it is unpacked or converted (" + p.Format + ")"
+	}
 	if p.Trouble != "" {
 		s.Message, rate = p.Step+" is interrupted, and will go on by itself: "+p.Trouble, 0
 	}

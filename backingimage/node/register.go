@@ -81,6 +81,7 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 func (a *Agent) heartbeat(ctx context.Context) error {
 	_, err := a.store.Nodes.ModifyStatus(ctx, a.name, func(n *v1alpha1.StorageNode) {
 		n.Status.Version = a.options.Version
+		n.Status.Address, n.Status.PublicKeyHash = a.options.Address, a.options.PublicKeyHash
 		n.Status.LastHeartbeatTime = metav1.NewTime(a.options.Clock.Now())
 		meta.SetStatusCondition(&n.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "AgentRuns", Message: "the agent runs"})
 	})

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"net/url"
-	"strings"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -11,11 +10,15 @@ import (
 	"plinth.dev/plinth/backingimage/source"
 )
 
-// source is where the bytes of an image come from that is fetched from its source.
+// source is where the bytes of an image come from that is fetched from its source. It may ask a registry, for as long as minutes.
 func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
 	switch image.Spec.SourceType {
 	case v1alpha1.SourceDownload:
-		return a.download(ctx, image.Spec.Parameters())
+		s, err := a.download(ctx, image.Spec.Parameters())
+		if err != nil {
+			return nil, err
+		}
+		return source.Parallel(s, a.options.Source.Connections), nil
 	}
 	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 }
@@ -31,13 +34,21 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 		return nil, err
 	}
 	raw := parameters[v1alpha1.ParameterURL]
-	scheme, _, _ := strings.Cut(raw, "://")
-	switch strings.ToLower(scheme) {
-	case "s3", "oci":
-		return nil, backingimage.Errorf(backingimage.Unsupported, "url: %s is not in this version", scheme)
+	switch scheme := source.Scheme(raw); scheme {
+	case source.SchemeHTTP, source.SchemeHTTPS:
+		return source.NewHTTP(raw, o)
+	default:
+		open, linked := a.options.Openers[scheme]
+		if !linked {
+			return nil, backingimage.Errorf(backingimage.Unsupported, "url: this program was built without %s://; use another source", scheme)
+		}
+		return open(ctx, parameters, o)
 	}
-	return source.NewHTTP(raw, o)
 }
+
+// Opener makes the source of parameters that source.ValidateParameters accepts. It may ask a server, for as long as minutes; its
+// errors are those of source.Source.
+type Opener func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error)
 
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {

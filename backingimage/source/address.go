@@ -2,6 +2,7 @@ package source
 
 import (
 	"net/netip"
+	"strings"
 	"syscall"
 
 	"plinth.dev/plinth/backingimage"
@@ -63,10 +64,31 @@ func dialControl(allow []netip.Prefix) func(network, address string, _ syscall.R
 		if err != nil {
 			return backingimage.Errorf(backingimage.Precondition, "the address %q cannot be checked", address)
 		}
-		if what := reason(target.Addr(), allow); what != "" {
-			return backingimage.Errorf(backingimage.Precondition,
-				"%s is %s, from which images are not downloaded; use another server, or have an administrator allow it with --allow-source-cidr", target.Addr(), what)
-		}
-		return nil
+		return deny(target.Addr(), allow)
 	}
+}
+
+// deny is a Precondition when an address may not be reached.
+func deny(addr netip.Addr, allow []netip.Prefix) error {
+	if what := reason(addr, allow); what != "" {
+		return backingimage.Errorf(backingimage.Precondition,
+			"%s is %s, from which images are not downloaded; use another server, or have an administrator allow it with --allow-source-cidr", addr, what)
+	}
+	return nil
+}
+
+// isOddAddress reports whether a host is an IPv4 address in another form than four decimal numbers: short, decimal, octal,
+// hexadecimal, which some software reads and some takes for names; a proxy may be either. What ends in a number is no name
+// (https://url.spec.whatwg.org/#ends-in-a-number-checker).
+func isOddAddress(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return false
+	}
+	last := strings.TrimSuffix(host, ".")
+	last = strings.ToLower(last[strings.LastIndex(last, ".")+1:])
+	digits, hex := strings.CutPrefix(last, "0x")
+	if hex {
+		return strings.Trim(digits, "0123456789abcdef") == ""
+	}
+	return last != "" && strings.Trim(last, "0123456789") == ""
 }

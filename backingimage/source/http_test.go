@@ -30,7 +30,7 @@ func mustSource(tb testing.TB, h http.HandlerFunc, o source.Options) *source.HTT
 	if o.AllowCIDRs == nil {
 		o.AllowCIDRs = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	}
-	s, err := source.NewHTTP(server.URL+"/image?token=secret", o)
+	s, err := source.NewHTTP(server.URL+"/image?token=hunter2", o)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestAnswersAreClassified(t *testing.T) {
 		if after := source.RetryAfter(err); (after == 7*time.Second) != (c.kind == backingimage.NotReady) {
 			t.Errorf("%d: to be tried after %s", c.status, after)
 		}
-		if strings.Contains(fmt.Sprint(err), "secret") {
+		if strings.Contains(fmt.Sprint(err), "hunter2") {
 			t.Errorf("%d: the message tells the secret: %v", c.status, err)
 		}
 	}
@@ -160,6 +160,7 @@ func TestWhatIsNoImageIsRefused(t *testing.T) {
 		says   string
 	}{
 		"web page":              {map[string]string{"Content-Type": "text/html; charset=utf-8"}, "web page"},
+		"JSON":                  {map[string]string{"Content-Type": "application/json"}, "JSON document"},
 		"compressed in transit": {map[string]string{"Content-Encoding": "gzip"}, "Content-Encoding"},
 	} {
 		_, err := mustSource(t, serve(c.header), source.Options{}).Open(context.Background(), 0, "")
@@ -182,15 +183,15 @@ func TestRedirectsAreCheckedLikeTheFirstAddress(t *testing.T) {
 	var target string
 	s := mustSource(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, target, http.StatusFound) }, source.Options{})
 	for to, says := range map[string]string{
-		"http://127.0.0.1:1/":                "cannot be reached",
-		"http://[::1]:1/secret?token=secret": "loopback",
-		"http://169.254.169.254/latest":      "metadata",
-		"file:///etc/passwd":                 "file",
-		"/image?token=secret":                "more than 10 times",
+		"http://127.0.0.1:1/":                  "cannot be reached",
+		"http://[::1]:1/hunter2?token=hunter2": "loopback",
+		"http://169.254.169.254/latest":        "metadata",
+		"file:///etc/passwd":                   "file",
+		"/image?token=hunter2":                 "more than 10 times",
 	} {
 		target = to
 		_, err := s.Open(context.Background(), 0, "")
-		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret") {
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: got %v, want %q", to, err, says)
 		}
 	}
@@ -266,16 +267,6 @@ func TestTheCallersEndIsTheCallers(t *testing.T) {
 	if _, err := s.Open(ctx, 0, ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-}
-
-func TestEnvironmentsProxyIsNotUsed(t *testing.T) {
-	t.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
-	t.Setenv("http_proxy", "http://192.0.2.1:1")
-	body, err := mustSource(t, serve(nil), source.Options{}).Open(context.Background(), 0, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	body.Close()
 }
 
 func TestIdentityTellsURLsApartAndDescriptionHidesSecrets(t *testing.T) {

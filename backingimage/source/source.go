@@ -8,8 +8,14 @@
 //
 // HTTP is the source behind the source type download. What it may talk to is decided after name resolution, when the
 // address to dial is known: loopback, link-local, multicast and the clouds' metadata addresses are refused, at every
-// redirect too, unless an administrator opened them. No proxy is used, whatever the environment says: behind a
-// proxy the address that matters is resolved out of our sight and the deny list would guard nothing.
+// redirect too, unless an administrator opened them. Behind a proxy, which dials out of our sight, the host of every
+// request is judged before it is sent; see route.
+//
+// A credential is shown to the image's own server alone: scheme, host and port of its URL. A redirect elsewhere, or to
+// plain http, is followed without it.
+//
+// Parallel reads large files over several connections at once. It is a decorator over what can give pieces, a Ranger, and
+// looks like any other Source: in order, resumable, never of two versions.
 //
 // Errors are classified once, here. A Kind for which backingimage.Terminal holds means that asking again cannot help;
 // NotReady means that it can, and RetryAfter tells whether the server named a time. No error, and no description,
@@ -32,7 +38,8 @@ type Source interface {
 	// String describes the source to people, secrets left out.
 	String() string
 
-	// Identity is a digest of the source's full address, secrets included: equal exactly when the address is.
+	// Identity is a digest of the source's full address, its query included: equal exactly when the address is. It does not
+	// depend on the credential that the source is opened with.
 	Identity() string
 }
 
@@ -48,6 +55,19 @@ type Ranger interface {
 type Resolver interface {
 	// Resolved is the source with what its name stood for when it was opened, without secrets; "" before it was.
 	Resolved() string
+}
+
+// Checksummed is a Source that was told what its bytes must be. Who reads them compares, since only that one has them all and
+// in order, however many connections they came over.
+type Checksummed interface {
+	// Checksum of the whole; the zero Checksum when nobody told.
+	Checksum() Checksum
+}
+
+// Archived is a Source whose bytes are a tar archive, perhaps compressed, with the image in it.
+type Archived interface {
+	// ArchiveFolder is the folder of the archive whose one file is the image; "" when the bytes are the image's file itself.
+	ArchiveFolder() string
 }
 
 // Body is an open source. Read returns io.EOF only after the last byte, as far as the source can tell; a broken or

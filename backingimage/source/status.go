@@ -13,10 +13,14 @@ import (
 // statusError is an answer that holds no image. Its text is complete but for the URL.
 type statusError struct {
 	status     int
+	proxy      bool // the answer is a proxy's
 	retryAfter time.Duration
 }
 
 func (e *statusError) Error() string {
+	if e.proxy {
+		return fmt.Sprintf("the proxy answered %d %s", e.status, http.StatusText(e.status))
+	}
 	return fmt.Sprintf("the server answered %d %s", e.status, http.StatusText(e.status))
 }
 
@@ -29,6 +33,8 @@ func RetryAfter(err error) time.Duration {
 	return 0
 }
 
+const proxyLogin = "the proxy wants a login; give it as http://user:password@host:port in the key proxy of the secret that sourceParameters.secret names"
+
 // refusals say what an HTTP status that holds no image means and what to do about it. A status that is not named is
 // NotReady from 500 on, and Precondition below.
 var refusals = map[int]struct {
@@ -37,9 +43,9 @@ var refusals = map[int]struct {
 }{
 	http.StatusNotFound:           {backingimage.NotFound, "correct the URL; nothing is there"},
 	http.StatusGone:               {backingimage.NotFound, "correct the URL; what was there is gone"},
-	http.StatusUnauthorized:       {backingimage.Precondition, "it wants a login; use a URL that needs none, or a presigned one"},
-	http.StatusForbidden:          {backingimage.Precondition, "access is refused; check the file's permissions, or whether a presigned URL has expired"},
-	http.StatusProxyAuthRequired:  {backingimage.Precondition, "a proxy on the way wants a login; use a server that is reached without it"},
+	http.StatusUnauthorized:       {backingimage.Precondition, "it wants a login; name a secret that holds one in sourceParameters.secret (if there is one already, correct it), or use a presigned URL"},
+	http.StatusForbidden:          {backingimage.Precondition, "access is refused; check the file's permissions, the secret that sourceParameters.secret names, or whether a presigned URL has expired"},
+	http.StatusProxyAuthRequired:  {backingimage.Precondition, proxyLogin},
 	http.StatusRequestTimeout:     {backingimage.NotReady, "it will be tried again"},
 	http.StatusTooEarly:           {backingimage.NotReady, "it will be tried again"},
 	http.StatusTooManyRequests:    {backingimage.NotReady, "it will be tried again"},

@@ -49,7 +49,9 @@ var parsedRules = []struct {
 	{func(u *url.URL) bool { return u.Scheme == "" }, "has no scheme; write it as https://host/path"},
 	{func(u *url.URL) bool { return u.Scheme != "http" && u.Scheme != "https" }, "has a scheme that images cannot be downloaded with; use http or https"},
 	{func(u *url.URL) bool { return u.Hostname() == "" }, "names no host; write it as https://host/path"},
-	{func(u *url.URL) bool { return u.User != nil }, "holds a user name or a password, which everyone who can read the image could read too; remove it"},
+	{func(u *url.URL) bool { return u.User != nil }, "holds a user name or a password, which everyone who can read the image could read too; remove it, put both into a secret, and name that in sourceParameters.secret"},
+	{func(u *url.URL) bool { return strings.Contains(u.Hostname(), "%") }, "names a network interface of this machine (the zone of an IPv6 address); use an address without one"},
+	{func(u *url.URL) bool { return isOddAddress(u.Hostname()) }, "has an address in a form that is read in several ways; write the address as four decimal numbers"},
 	{func(u *url.URL) bool { return !validPort(u.Port()) }, "has a port that does not exist; give one from 1 to 65535, or none"},
 }
 

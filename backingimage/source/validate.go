@@ -95,7 +95,7 @@ func validateRestore(p map[string]string) error {
 
 // defaults are the values that say no more than their absence.
 var defaults = map[string]string{
-	v1alpha1.ParameterExportType: ExportRaw, v1alpha1.ParameterEncryption: encryptionIgnore, v1alpha1.ParameterPathStyle: "false",
+	v1alpha1.ParameterExportType: ExportRaw, v1alpha1.ParameterEncryption: encryptionIgnore,
 	v1alpha1.ParameterSecretNamespace: "default",
 }
 

@@ -63,7 +63,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	if cause := context.Cause(b.ctx); cause != nil {
 		err = cause
 	}
-	return n, backingimage.Errorf(backingimage.NotReady, "download %s: the connection broke: %w", b.shown, err)
+	return n, backingimage.Errorf(backingimage.NotReady, "download %s: the connection broke: %w", b.shown, told(err))
 }
 
 func (b *watchedBody) Close() error {

@@ -128,6 +128,41 @@ func TestStorageClassParametersRefused(t *testing.T) {
 	}
 }
 
+func TestImageSources(t *testing.T) {
+	const url = "https://example.org/a"
+	for name, tc := range map[string]struct {
+		source imageSource
+		t      v1alpha1.SourceType // "" when it is refused
+		want   map[string]string
+		says   string
+	}{
+		"a URL":                          {source: imageSource{url: url}, t: v1alpha1.SourceDownload, want: map[string]string{"url": url}},
+		"a private one":                  {source: imageSource{url: url, secret: "s", secretNamespace: "n", proxy: "http://p:1"}, t: v1alpha1.SourceDownload, want: map[string]string{"url": url, "secret": "s", "secret-namespace": "n", "proxy": "http://p:1"}},
+		"a volume":                       {source: imageSource{volume: "VM disk", exportType: "qcow2"}, t: v1alpha1.SourceExport, want: map[string]string{"volume-name": "VM disk", "export-type": "qcow2"}},
+		"an image":                       {source: imageSource{image: "a"}, t: v1alpha1.SourceClone, want: map[string]string{"backing-image": "a"}},
+		"nothing":                        {says: "--url"},
+		"two":                            {source: imageSource{url: url, image: "a"}, says: "--url and --clone-of contradict each other"},
+		"a secret of a volume":           {source: imageSource{volume: "v", secret: "s"}, says: "--secret means nothing with --from-volume"},
+		"an export type of a URL":        {source: imageSource{url: url, exportType: "raw"}, says: "--export-type means nothing with --url"},
+		"a namespace without its secret": {source: imageSource{url: url, secretNamespace: "n"}, says: "--secret-namespace"},
+		"an export type nobody knows":    {source: imageSource{volume: "v", exportType: "vmdk"}, says: "vmdk"},
+		"a URL nobody can fetch":         {source: imageSource{url: "ftp://example.org/a"}, says: "--url: url"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from, got, err := tc.source.parameters()
+			if tc.t == "" {
+				if !backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), tc.says) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil || from != tc.t || !maps.Equal(got, tc.want) {
+				t.Errorf("got %s %v, %v", from, got, err)
+			}
+		})
+	}
+}
+
 func TestImageProgressIsThatOfTheFurthestCopy(t *testing.T) {
 	next := metav1.NewTime(time.Unix(60, 0))
 	failed := copyIn(v1alpha1.CopyFailed, func(s *v1alpha1.BackingImageCopyStatus) { s.Message, s.NextTryTime = "connection reset", &next })

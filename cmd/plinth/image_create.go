@@ -20,36 +20,39 @@ import (
 
 // imageRequest is what the flags of `image create` ask for.
 type imageRequest struct {
-	name, url, checksum string
-	minCopies           int32
-	nodes, disks        []string
-	prefetch, wait      bool
-	timeout             time.Duration
+	name, checksum string
+	source         imageSource
+	minCopies      int32
+	nodes, disks   []string
+	prefetch, wait bool
+	timeout        time.Duration
 }
 
 func newImageCreateCommand(c *cli) *cobra.Command {
 	var r imageRequest
 	cmd := &cobra.Command{
-		Use:   "create NAME --url URL",
-		Short: "Fetch an image",
-		Long: "Create asks for an image: the download begins at once, whether you wait for it or not. QCOW2 and RAW files are taken.\n" +
-			"An image that exists already and is the same is left as it is, so the command can be repeated.",
-		Example: "  plinth image create fedora-42 --url https://example.org/fedora-42.qcow2 --checksum sha256:… --wait",
-		Args:    program.Exactly("NAME"),
+		Use:   "create NAME (--url URL | --from-volume VOLUME | --clone-of IMAGE)",
+		Short: "Make an image: fetched, exported from a volume, or cloned",
+		Long: "Create asks for an image: it begins at once, whether you wait for it or not. It comes from a URL, from a volume's content as\n" +
+			"it is now, or from another image. An image that exists already and is the same is left as it is, so the command can be repeated.",
+		Example: "  plinth image create fedora-42 --url https://example.org/fedora-42.qcow2 --checksum sha256:… --wait\n" +
+			"  plinth image create golden --from-volume build-vm --wait\n" +
+			"  plinth image create golden-2 --clone-of golden",
+		Args: program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.name = args[0]
 			return c.createImage(cmd.Context(), r)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.url, "url", "", "http or https `URL` of the image (required)")
-	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 `sum` of the file at the URL, as its publisher gives it, in hexadecimal")
+	r.source.flags(f)
+	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 `sum` of the file, as its publisher gives it, in hexadecimal")
 	f.Int32Var(&r.minCopies, "min-copies", 1, "least `number` of copies to keep, on different nodes where possible")
 	f.StringSliceVar(&r.nodes, "node-selector", nil, "comma list of `tags` that a node must have to hold a copy")
 	f.StringSliceVar(&r.disks, "disk-selector", nil, "comma list of `tags` that a disk must have to hold a copy")
 	f.BoolVar(&r.prefetch, "prefetch", false, "keep a copy on every disk that the selectors match")
 	f.BoolVar(&r.wait, "wait", false, "return when a copy is ready, or the image has failed for good")
-	f.DurationVar(&r.timeout, "timeout", defaultImageTimeout, "with --wait: how long to wait; the download goes on after it")
+	f.DurationVar(&r.timeout, "timeout", defaultImageTimeout, "with --wait: how long to wait; the work goes on after it")
 	return cmd
 }
 
@@ -75,7 +78,7 @@ func (c *cli) createImage(ctx context.Context, r imageRequest) error {
 		fmt.Fprintf(c.out, "image %s created\n", r.name)
 	}
 	if !r.wait {
-		fmt.Fprintf(c.err, "It is being fetched; follow it with: plinth image wait %s\n", r.name)
+		fmt.Fprintf(c.err, "It is being made; follow it with: plinth image wait %s\n", r.name)
 		return nil
 	}
 	return c.waitForImage(ctx, client, r.name, r.timeout)
@@ -83,14 +86,24 @@ func (c *cli) createImage(ctx context.Context, r imageRequest) error {
 
 // image checks the request and is the object that it stands for.
 func (r imageRequest) image() (*v1alpha1.BackingImage, error) {
-	if err := validateName("an image", r.name); err != nil {
+	from, parameters, err := r.source.parameters()
+	if err != nil {
 		return nil, err
 	}
-	if r.url == "" {
-		return nil, backingimage.Errorf(backingimage.Invalid, "--url is missing: say where the image is, like --url https://example.org/disk.qcow2")
+	if from == v1alpha1.SourceClone && r.source.image == r.name {
+		return nil, backingimage.Errorf(backingimage.Invalid, "--clone-of: image %s cannot be a clone of itself; name another image", r.name)
 	}
-	if err := source.ValidateURL(r.url); err != nil {
-		return nil, fmt.Errorf("--%w", err) // it begins with url:
+	typed := map[string]v1alpha1.SourceParameter{}
+	for key, value := range parameters {
+		typed[key] = v1alpha1.SourceParameter(value)
+	}
+	return r.object(from, typed)
+}
+
+// object checks all of the request but where the bytes come from, and is the object that it stands for.
+func (r imageRequest) object(from v1alpha1.SourceType, parameters map[string]v1alpha1.SourceParameter) (*v1alpha1.BackingImage, error) {
+	if err := validateName("an image", r.name); err != nil {
+		return nil, err
 	}
 	checksum := ""
 	if r.checksum != "" {
@@ -106,8 +119,8 @@ func (r imageRequest) image() (*v1alpha1.BackingImage, error) {
 	return &v1alpha1.BackingImage{
 		ObjectMeta: metav1.ObjectMeta{Name: r.name},
 		Spec: v1alpha1.BackingImageSpec{
-			SourceType:        v1alpha1.SourceDownload,
-			SourceParameters:  map[string]v1alpha1.SourceParameter{v1alpha1.ParameterURL: v1alpha1.SourceParameter(r.url)},
+			SourceType:        from,
+			SourceParameters:  parameters,
 			Checksum:          checksum,
 			MinNumberOfCopies: r.minCopies,
 			NodeSelector:      tagList(r.nodes),
@@ -141,7 +154,7 @@ func imageDifferences(is, wanted v1alpha1.BackingImageSpec) []string {
 		}
 	}
 	compare("source type", is.SourceType, wanted.SourceType)
-	compare("url", source.RedactURL(string(is.SourceParameters[v1alpha1.ParameterURL])), source.RedactURL(string(wanted.SourceParameters[v1alpha1.ParameterURL])))
+	differs = append(differs, sourceDifferences(is, wanted)...)
 	compare("checksum", checksumText(is.Checksum), checksumText(wanted.Checksum))
 	compare("minimum number of copies", is.MinNumberOfCopies, wanted.MinNumberOfCopies)
 	compare("node selector", slices.Sorted(slices.Values(is.NodeSelector)), slices.Sorted(slices.Values(wanted.NodeSelector)))

@@ -76,6 +76,30 @@ func imageProgress(ctx context.Context, client *store.Client, name string) (prog
 	return summarizeCopies(image, of), nil
 }
 
+// readyImage is an image that has a ready copy, with all that its status then says, which follows a moment after the copy's;
+// nil, and where it is instead, when it has none. NotFound.
+func readyImage(ctx context.Context, client *store.Client, name string) (image *v1alpha1.BackingImage, instead string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	err = poll(ctx, func(ctx context.Context) (bool, error) {
+		now, err := images.get(ctx, client, name)
+		if err != nil {
+			return true, err
+		}
+		of, err := copiesOf(ctx, client, now)
+		if err != nil {
+			return true, err
+		}
+		if p := summarizeCopies(now, of); !p.ready {
+			instead = p.sentence()
+			return true, nil
+		}
+		image = now
+		return now.Status.State == v1alpha1.CopyReady && now.Status.ContentDigest != "", nil
+	})
+	return image, instead, timedOut(err, apiTimeout, "the status of image %s does not say what its ready copy is; does the controller run?", name)
+}
+
 // summarizeCopies is an image's progress: that of its furthest copy.
 func summarizeCopies(image *v1alpha1.BackingImage, of []*v1alpha1.BackingImageCopy) progress {
 	p := progress{what: "image " + image.Name, state: imageState(image), message: image.Status.Message}

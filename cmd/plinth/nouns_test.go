@@ -26,6 +26,7 @@ func TestNouns(t *testing.T) {
 		{"nothing is there at first", nothingYet},
 		{"an image is fetched and shown", imageIsFetched},
 		{"creating an image again is no change, and a different one is refused", imageAgain},
+		{"an image is made of a volume, and another of that image", imageFromWhatIsHere},
 		{"an image that failed for good ends the wait with the failure's code", imageFails},
 		{"a volume has the image's files, and its own changes", volumeFromImage},
 		{"what is mounted outlives the server, and is unmounted by the next", serverKilled},
@@ -115,6 +116,36 @@ func imageFails(t *testing.T, u *user) {
 	u.refused(t, 8, []string{u.image.SHA256}, "image", "create", "wrong", "--url", u.url+"/image.qcow2", "--checksum", strings.Repeat("0", 64), "--wait")
 	u.MustCLI("image", "rm", "gone", "wrong")
 	u.refused(t, 3, nil, "image", "show", "gone")
+}
+
+// imageFromWhatIsHere makes images of a volume and of an image.
+func imageFromWhatIsHere(t *testing.T, u *user) {
+	u.MustCLI("volume", "create", "build", "--image", "base")
+	u.mount(t, "build", u.path("build"))
+	if err := os.WriteFile(filepath.Join(u.path("build"), "made"), []byte("here"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.MustCLI("image", "create", "exported", "--from-volume", "build", "--export-type", "qcow2", "--wait")
+	u.MustCLI("image", "create", "cloned", "--clone-of", "exported", "--wait")
+	for _, again := range [][]string{{"exported", "--from-volume", "build", "--export-type", "qcow2"}, {"cloned", "--clone-of", "exported"}} {
+		if out := u.MustCLI(append([]string{"image", "create"}, again...)...); !strings.Contains(out, "is the same") {
+			t.Errorf("again: %q", out)
+		}
+	}
+	u.MustCLI("volume", "create", "release", "--image", "cloned")
+	u.mount(t, "release", u.path("release"))
+	if b, err := os.ReadFile(filepath.Join(u.path("release"), "made")); string(b) != "here" {
+		t.Errorf("the volume of the clone of the export has %q, %v", b, err)
+	}
+	u.refused(t, 4, []string{"export-type is qcow2, not none"}, "image", "create", "exported", "--from-volume", "build")
+	u.refused(t, 4, []string{"source type", "url is none, not http"}, "image", "create", "cloned", "--url", u.url+"/image.qcow2")
+	u.refused(t, 3, []string{`"nowhere"`}, "image", "create", "none", "--from-volume", "nowhere", "--wait")
+	u.refused(t, 3, []string{"there is no image nowhere"}, "image", "create", "none-either", "--clone-of", "nowhere", "--wait")
+	for _, v := range []string{"build", "release"} {
+		u.MustCLI("volume", "unmount", u.path(v), "--staging-dir", u.staging)
+		u.MustCLI("volume", "rm", v)
+	}
+	u.MustCLI("image", "rm", "exported", "cloned", "none", "none-either")
 }
 
 func volumeFromImage(t *testing.T, u *user) {

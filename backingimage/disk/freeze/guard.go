@@ -25,6 +25,9 @@ thaw "$@"
 type guard struct{ shell *command.Survivor }
 
 func startGuard(points []string) (*guard, error) {
+	if err := command.Need("timeout", "cat", "fsfreeze"); err != nil { // found missing by the guard it would be too late
+		return nil, fmt.Errorf("guard a frozen filesystem: %w", err)
+	}
 	seconds := fmt.Sprint(int(limit.Seconds()))
 	shell, err := command.Survive("sh", append([]string{"-c", script, "sh", seconds}, points...)...)
 	if err != nil {

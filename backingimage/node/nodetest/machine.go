@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -42,13 +44,15 @@ type Machine struct {
 	API   *rest.Config
 	Disks []*disk.Disk
 	Store *store.Store // a new one after each Start
-	// Credentials of images, and Exporter of volumes; may be nil.
+	// Credentials of images, and Exporter of volumes, from the next Start on; may be nil.
 	Credentials credential.Store
 	Exporter    node.Exporter
+	Openers     map[string]node.Opener // of sources, from the next Start on; may be nil
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
 	tb   testing.TB
+	logs []klog.Logger // of each Start
 	stop func()
 }
 
@@ -66,7 +70,8 @@ func (m *Machine) Start() {
 	s, err := store.New(m.API, store.Options{})
 	must(m.tb, err)
 	a, err := node.New(NodeName, s, m.Disks, node.Options{
-		Version: "test", Credentials: m.Credentials, Exporter: m.Exporter, Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Credentials: m.Credentials, Exporter: m.Exporter, Openers: m.Openers,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
 	})
 	must(m.tb, err)
@@ -74,8 +79,9 @@ func (m *Machine) Start() {
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)
 	}
-	_, ctx := ktesting.NewTestContext(m.tb)
-	ctx, cancel := context.WithCancel(ctx)
+	logger := ktesting.NewLogger(m.tb, ktesting.NewConfig(ktesting.BufferLogs(true), ktesting.Verbosity(5)))
+	m.logs = append(m.logs, logger)
+	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), logger))
 	var wg sync.WaitGroup
 	for _, part := range parts {
 		wg.Go(func() { _ = part.Run(ctx) })
@@ -89,13 +95,28 @@ func (m *Machine) Start() {
 // Stop ends the parts, as a process that stops would.
 func (m *Machine) Stop() { m.stop() }
 
+// Logs are all that the parts logged.
+func (m *Machine) Logs() string {
+	var text strings.Builder
+	for _, logger := range m.logs {
+		text.WriteString(logger.GetSink().(ktesting.Underlier).GetBuffer().String())
+	}
+	return text.String()
+}
+
 // CreateImage creates an image that is downloaded.
 func (m *Machine) CreateImage(name, url, checksum string, minCopies int32) *v1alpha1.BackingImage {
 	m.tb.Helper()
-	i, err := m.Store.Images.Create(context.Background(), &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.BackingImageSpec{
+	return m.Create(name, v1alpha1.BackingImageSpec{
 		SourceType: v1alpha1.SourceDownload, SourceParameters: map[string]v1alpha1.SourceParameter{"url": v1alpha1.SourceParameter(url)},
 		Checksum: checksum, MinNumberOfCopies: minCopies,
-	}})
+	})
+}
+
+// Create creates an image.
+func (m *Machine) Create(name string, spec v1alpha1.BackingImageSpec) *v1alpha1.BackingImage {
+	m.tb.Helper()
+	i, err := m.Store.Images.Create(context.Background(), &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec})
 	must(m.tb, err)
 	return i
 }

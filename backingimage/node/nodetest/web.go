@@ -17,6 +17,7 @@ type Web struct {
 	*httptest.Server
 	Content []byte
 	Served  atomic.Int64
+	Asked   atomic.Int64  // requests
 	Fail    atomic.Bool   // answer 503
 	Hold    chan struct{} // when set before the first request: halt after a quarter until it is closed
 }
@@ -45,6 +46,7 @@ func (w *Web) SHA512() string {
 
 // ServeHTTP implements http.Handler.
 func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w.Asked.Add(1)
 	if w.Fail.Load() {
 		http.Error(rw, "later", http.StatusServiceUnavailable)
 		return

@@ -152,7 +152,7 @@ func TestKubectl(t *testing.T) {
 		k.mustFail(t, manifest+"  colour: blue\n", "apply -f -", `unknown field "spec.colour"`)
 	})
 	t.Run("a bad object is refused with our message", func(t *testing.T) {
-		k.mustFail(t, strings.Replace(manifest, "https:", "ftp:", 1), "apply -f -", "needs an http:// or https:// URL")
+		k.mustFail(t, strings.Replace(manifest, "https:", "ftp:", 1), "apply -f -", "needs an http://, https://, s3:// or oci:// URL")
 	})
 	t.Run("get --watch saw all of it", func(t *testing.T) {
 		select {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/net/http/httpproxy"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -19,6 +20,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/provisioner"
 )
@@ -34,11 +36,15 @@ type flags struct {
 	allowSourceCIDRs []string
 	maxImageSize     string
 	maxFetches       int
+	downloadRanges   int
 	overProvisioning int64
 	minimalAvailable int64
 	cleanupWait      time.Duration
 	recoveryWait     time.Duration
 	nodeSilence      time.Duration
+	peerListen       string
+	advertiseAddress string
+	uploadIdle       time.Duration
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -53,7 +59,10 @@ and the CSI driver, in one process.
 
 The API listens on loopback; <data-dir>/kubeconfig has its address and credentials, for plinth's other commands and
 for kubectl. The CSI socket serves Identity, Controller and Node. The first SIGINT or SIGTERM stops gently: volumes that
-are mounted stay mounted, and are found again at the next start.`,
+are mounted stay mounted, and are found again at the next start.
+
+Images are downloaded through the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name, read once at the start; an image may
+name another.`,
 		Example: `  plinth standalone
   plinth standalone --data-dir /srv/plinth --disk /mnt/xfs1 --disk /mnt/xfs2
   plinth standalone --disk /srv/disk --pool-size 200Gi --allow-source-cidr 10.0.0.0/8`,
@@ -77,16 +86,23 @@ are mounted stay mounted, and are found again at the next start.`,
 	flags.StringSliceVar(&f.allowSourceCIDRs, "allow-source-cidr", nil, "`CIDR` that images may be downloaded from though it is denied by default (loopback, link-local, metadata); may be given several times")
 	flags.StringVar(&f.maxImageSize, "max-image-size", "16Ti", "largest virtual `size` that an image may have")
 	flags.IntVar(&f.maxFetches, "max-fetches", 5, "`number` of images fetched at once")
+	flags.IntVar(&f.downloadRanges, "download-ranges", 4, "`number` of connections that one large download uses at once")
 	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
 	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes and copies")
 	flags.DurationVar(&f.cleanupWait, "cleanup-wait", time.Hour, "`time` after its last use for which a copy stays that nothing wants; 0: for ever")
 	flags.DurationVar(&f.recoveryWait, "recovery-wait", 5*time.Minute, "`time` for which a copy that cannot be reached counts as there, before another is made")
 	flags.DurationVar(&f.nodeSilence, "node-silence", time.Minute, "`time` without a heartbeat after which a node counts as silent")
+	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
+	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
+	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
 	return cmd
 }
 
 // Config is what the flags mean.
 type Config struct {
+	// Openers of image sources, given by the binary that links them.
+	Openers map[string]node.Opener
+
 	dataDir     string
 	nodeName    string
 	disks       []string
@@ -94,6 +110,7 @@ type Config struct {
 	apiListen   string
 	httpListen  string
 	csiEndpoint string
+	peers       peerConfig
 	agent       node.Options
 	provisioner provisioner.Options
 	images      controller.Options
@@ -129,6 +146,9 @@ func (f *flags) config() (Config, error) {
 			return cfg, flagError("http-listen", "%w; write host:port, e.g. 127.0.0.1:9280", err)
 		}
 	}
+	if cfg.peers, err = f.peerConfig(cfg.dataDir); err != nil {
+		return cfg, err
+	}
 	return cfg, f.limits(&cfg)
 }
 
@@ -147,6 +167,9 @@ func (f *flags) diskPaths(dataDir string) ([]string, error) {
 	return paths, nil
 }
 
+// maxDownloadRanges bounds what one download takes of its server, and of memory: two pieces more than connections.
+const maxDownloadRanges = 32
+
 // limits are the flags that bound what users may do.
 func (f *flags) limits(cfg *Config) error {
 	for _, c := range f.allowSourceCIDRs {
@@ -164,12 +187,16 @@ func (f *flags) limits(cfg *Config) error {
 	switch {
 	case f.maxFetches < 1:
 		return flagError("max-fetches", "%d fetches make no image; give at least 1", f.maxFetches)
+	case f.downloadRanges < 1 || f.downloadRanges > maxDownloadRanges:
+		return flagError("download-ranges", "%d is no number of connections for a download; give 1 to %d", f.downloadRanges, maxDownloadRanges)
 	case f.overProvisioning < 1:
 		return flagError("over-provisioning", "%d %% of a disk hold no volume; give at least 1, e.g. 200", f.overProvisioning)
 	case f.minimalAvailable < 0 || f.minimalAvailable > 99:
 		return flagError("minimal-available", "%d is no percentage of a disk to keep free; give 0 to 99", f.minimalAvailable)
 	}
 	cfg.agent.MaxFetches = f.maxFetches
+	cfg.agent.Source.Connections = f.downloadRanges
+	cfg.agent.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	cfg.agent.Version = program.Version
 	cfg.provisioner = provisioner.Options{OverProvisioningPercent: f.overProvisioning, MinimalAvailablePercent: f.minimalAvailable}
 	return f.waits(cfg)

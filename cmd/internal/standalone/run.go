@@ -24,6 +24,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/csi"
 	"plinth.dev/plinth/provisioner"
@@ -103,6 +104,7 @@ type parts struct {
 	volumes *provisioner.VolumeLoop
 	csi     *csi.Server
 	http    *httpServer
+	peers   *transfer.Server
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
@@ -120,7 +122,12 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 	}
 	engines := newEngines(disks)
 	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
-	cfg.provisioner.Credentials, cfg.images.Credentials = secrets, secrets
+	cfg.agent.Openers, cfg.provisioner.Credentials, cfg.images.Credentials = cfg.Openers, secrets, secrets
+	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
+	if err != nil {
+		return nil, err
+	}
+	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
 	if err != nil {
 		return nil, err
@@ -132,6 +139,9 @@ func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
 		Node:       provisioner.NewAttacher(cfg.nodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
 	})
 	if err != nil {
+		return nil, err
+	}
+	if p.peers, err = peers.server(s, disks, registry); err != nil {
 		return nil, err
 	}
 	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
@@ -152,7 +162,7 @@ func newEngines(disks []*disk.Disk) *provisioner.Engines {
 
 // run starts every part under the group.
 func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.nodes, p.volumes, p.csi, p.http} {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.nodes, p.volumes, p.csi, p.http, p.peers} {
 		group.Go(func() error { return part.Run(ctx) })
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -182,8 +183,14 @@ func testRestart(t *testing.T, b *bench) {
 	}
 }
 
-// placeVariable names the disk to the child process of testKill.
-const placeVariable = "PLINTH_ENGINETEST_PLACE"
+// Variables that name the disk, and Fixture.Room, to the child process of testKill.
+const (
+	placeVariable = "PLINTH_ENGINETEST_PLACE"
+	roomVariable  = "PLINTH_ENGINETEST_ROOM"
+)
+
+// exported is the name of the file that the child exports to.
+const exported = "exported"
 
 // Main is for TestMain. In the child process that testKill starts it works on the disk until it is killed; otherwise it
 // runs the tests. open returns an engine on the disk of Fixture.Place.
@@ -194,7 +201,7 @@ func Main(m *testing.M, open func(place string) engine.Engine) int {
 	}
 	fmt.Println("begin")
 	for {
-		if err := step(context.Background(), open(place)); err != nil {
+		if err := step(context.Background(), open(place), os.Getenv(roomVariable)); err != nil {
 			fmt.Println(err)
 			return 1
 		}
@@ -202,10 +209,10 @@ func Main(m *testing.M, open func(place string) engine.Engine) int {
 }
 
 // step does one random thing to one of a few volumes. What the volume's state forbids is no error.
-func step(ctx context.Context, e engine.Engine) error {
+func step(ctx context.Context, e engine.Engine, room string) error {
 	id := fmt.Sprintf("v%d", rand.IntN(4))
 	var err error
-	switch rand.IntN(8) {
+	switch rand.IntN(9) {
 	case 0, 1:
 		err = e.Clone(ctx, engine.Volume{ID: id, Bytes: imageBytes}, engine.From{Image: golden})
 	case 2:
@@ -218,6 +225,8 @@ func step(ctx context.Context, e engine.Engine) error {
 		err = e.Detach(ctx, id)
 	case 7:
 		err = e.Delete(ctx, id)
+	case 8:
+		err = e.Export(ctx, id, filepath.Join(room, exported))
 	}
 	if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Conflict) {
 		return nil
@@ -230,7 +239,8 @@ func testKill(t *testing.T, b *bench) {
 	ctx := context.Background()
 	b.image(t)
 	for range 20 {
-		killAtWork(t, b.fixture.Place)
+		killAtWork(t, b.fixture)
+		b.checkExported(t)
 		e := b.fixture.Reopen(t)
 		list, err := e.List(ctx)
 		wantKind(t, ok, err)
@@ -249,10 +259,10 @@ func testKill(t *testing.T, b *bench) {
 }
 
 // killAtWork starts the child and kills it a little later.
-func killAtWork(t *testing.T, place string) {
+func killAtWork(t *testing.T, f Fixture) {
 	t.Helper()
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), placeVariable+"="+place)
+	child.Env = append(os.Environ(), placeVariable+"="+f.Place, roomVariable+"="+f.Room)
 	out, err := child.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -270,6 +280,23 @@ func killAtWork(t *testing.T, place string) {
 		}
 	}
 	child.Wait() // always "killed"
+}
+
+// checkExported checks that what a kill left of an export is a whole volume, or nothing.
+func (b *bench) checkExported(t *testing.T) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(b.fixture.Room, exported))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if err != nil || len(content) < imageBytes {
+		t.Fatalf("an export has %d bytes (%v)", len(content), err)
+	}
+	want := zeros(len(content))
+	if content[0] != 0 {
+		copy(want, goldenContent())
+	}
+	wantBytes(t, "the export", content, want)
 }
 
 // checkLeft checks that a volume which a kill left is a whole one.

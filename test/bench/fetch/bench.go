@@ -18,6 +18,7 @@ type bench struct {
 	files string // what the server serves
 	work  string // emptied between runs
 	url   string
+	far   string // url at the other end of a link
 }
 
 // errSlow is a ratio over its bound.
@@ -42,12 +43,12 @@ func (b *bench) run(ctx context.Context) error {
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	url, stop, err := startServer(ctx, b.files)
+	url, far, stop, err := startServer(ctx, b.files)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	b.url = url
+	b.url, b.far = url, far
 	slow := false
 	for _, d := range b.duels() {
 		if !strings.Contains(d.name, b.only) {
@@ -68,13 +69,17 @@ func (b *bench) run(ctx context.Context) error {
 // duels are the cases.
 func (b *bench) duels() []duel {
 	list := []duel{
-		{"download-raw", 1.3, b.fetch("raw.img", total), b.curl("raw.img")},
-		{"convert-qcow2-zlib", 1.3, b.fetch("zlib.qcow2", conversion), b.qemu("zlib.qcow2")},
-		{"convert-qcow2-zstd", 1.3, b.fetch("zstd.qcow2", conversion), b.qemu("zstd.qcow2")},
-		{"convert-qcow2-plain", 1.1, b.fetch("plain.qcow2", conversion), b.qemu("plain.qcow2")},
+		{"download-raw", 1.2, b.fetch(b.url+"raw.img", total), b.curl("raw.img")},
+		{"download-ranges", 0.33, b.fetch(b.far+"ranges.img", total), b.fetchOver("1", b.far+"ranges.img", total)},
+		{"download-sparse", 1.2, b.fetch(b.url+"sparse.img", b.sparseTotal), b.sha512("sparse.img")},
+		{"convert-qcow2-zlib", 1.3, b.fetch(b.url+"zlib.qcow2", conversion), b.qemu("zlib.qcow2")},
+		{"convert-qcow2-zstd", 1.3, b.fetch(b.url+"zstd.qcow2", conversion), b.qemu("zstd.qcow2")},
+		{"convert-qcow2-plain", 1.1, b.fetch(b.url+"plain.qcow2", conversion), b.qemu("plain.qcow2")},
+		{"decompress-zstd", 1.25, b.fetch(b.url+"content.zst", total), b.decompress("content.zst", "zstd")},
+		{"decompress-gzip", 1.25, b.fetch(b.url+"content.gz", total), b.decompress("content.gz", "gzip")},
 	}
 	if b.memoryBytes > 0 {
-		url := fmt.Sprintf("generated/%d", b.memoryBytes)
+		url := fmt.Sprintf("%sgenerated/%d", b.url, b.memoryBytes)
 		budget := func(context.Context) (figure, error) { return 40, nil }
 		list = append(list, duel{"memory-import", 1, b.fetch(url, memory), budget})
 	}
@@ -137,6 +142,16 @@ func (b *bench) curl(name string) func(context.Context) (figure, error) {
 	}
 }
 
+func (b *bench) decompress(name, tool string) func(context.Context) (figure, error) {
+	return func(ctx context.Context) (figure, error) {
+		return b.shell(`curl -sf "$1" | "$3" -dc > "$2"; sync "$2"`, b.url+name, filepath.Join(b.work, "rival"), tool)(ctx)
+	}
+}
+
 func (b *bench) qemu(name string) func(context.Context) (figure, error) {
 	return b.shell(`qemu-img convert -f qcow2 -O raw "$1" "$2"; sync "$2"`, filepath.Join(b.files, name), filepath.Join(b.work, "rival"))
+}
+
+func (b *bench) sha512(name string) func(context.Context) (figure, error) {
+	return b.shell(`sha512sum "$1"`, filepath.Join(b.files, name))
 }

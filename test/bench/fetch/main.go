@@ -7,6 +7,10 @@
 // is on disk; memory is in MiB. The rivals:
 //
 //   - a download: curl | tee FILE | sha512sum, then sync FILE. Ours also makes chunk digests and checkpoints.
+//   - ranges: our own download over one connection, where ours has four, on a link with long round trips.
+//   - a sparse download: sha512sum FILE of the same bytes.
+//   - a compressed download: curl | zstd -d > FILE (or gzip), then sync FILE. Ours also keeps what it downloads to be able to go
+//     on with it, hashes it, leaves out zeros, and makes chunk digests.
 //   - a conversion: qemu-img convert -O raw, then sync FILE. Ours also makes chunk digests.
 //   - memory: a budget over what the process needs anyway.
 //
@@ -29,7 +33,7 @@ import (
 // Roles that the program has when it runs itself.
 const (
 	roleServe = "serve" // DIR
-	roleFetch = "fetch" // URL DIR
+	roleFetch = "fetch" // URL DIR CONNECTIONS
 )
 
 func main() {
@@ -54,8 +58,8 @@ type config struct {
 func run(ctx context.Context) error {
 	var c config
 	role := flag.String("role", "", "internal: what a process that this one started is for")
-	flag.StringVar(&c.dir, "dir", "", "directory for the files, 6 times -bytes large; a new one under the system's temporary directory by default")
-	flag.Int64Var(&c.bytes, "bytes", 2<<30, "size of the raw image, in bytes; the qcow2 images hold half of it")
+	flag.StringVar(&c.dir, "dir", "", "directory for the files, 8 times -bytes large; a new one under the system's temporary directory by default")
+	flag.Int64Var(&c.bytes, "bytes", 2<<30, "size of the raw image, in bytes; the compressed images hold half of it, the sparse one is five times as large and holds a quarter")
 	flag.Int64Var(&c.memoryBytes, "memory-bytes", 0, "size of the import that memory is measured over, in bytes; 0 leaves that case out")
 	flag.IntVar(&c.runs, "runs", 3, "measured runs of each side")
 	flag.StringVar(&c.only, "only", "", "run only cases whose name contains this")
@@ -64,7 +68,7 @@ func run(ctx context.Context) error {
 	case roleServe:
 		return serve(ctx, flag.Arg(0))
 	case roleFetch:
-		return fetchOnce(ctx, flag.Arg(0), flag.Arg(1))
+		return fetchOnce(ctx, flag.Arg(0), flag.Arg(1), flag.Arg(2))
 	}
 	dir, err := os.MkdirTemp(c.dir, "bench-fetch-")
 	if err != nil {

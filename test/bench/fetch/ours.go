@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -20,16 +21,33 @@ import (
 type outcome struct {
 	Seconds, ConversionSeconds float64
 	MemoryMiB                  float64 // peak resident memory over what the process had at its start
+	RealBytes                  int64   // that the copy occupies
 }
 
-func total(o outcome) figure      { return figure(o.Seconds) }
-func conversion(o outcome) figure { return figure(o.ConversionSeconds) }
-func memory(o outcome) figure     { return figure(o.MemoryMiB) }
+// measure picks the figure of an outcome that counts.
+type measure func(outcome) (figure, error)
 
-// fetch is our side: one attempt in a process of its own, and the figure of it that counts.
-func (b *bench) fetch(name string, which func(outcome) figure) func(context.Context) (figure, error) {
+func total(o outcome) (figure, error)      { return figure(o.Seconds), nil }
+func conversion(o outcome) (figure, error) { return figure(o.ConversionSeconds), nil }
+func memory(o outcome) (figure, error)     { return figure(o.MemoryMiB), nil }
+
+// sparseTotal is total, and an error when more than the data was written.
+func (b *bench) sparseTotal(o outcome) (figure, error) {
+	if most := b.sparseData() * 11 / 10; o.RealBytes > most {
+		return 0, fmt.Errorf("the copy occupies %d bytes, more than %d", o.RealBytes, most)
+	}
+	return total(o)
+}
+
+// fetch is our side, as an agent does it by default.
+func (b *bench) fetch(url string, which measure) func(context.Context) (figure, error) {
+	return b.fetchOver("4", url, which)
+}
+
+// fetchOver is one attempt in a process of its own, over so many connections.
+func (b *bench) fetchOver(connections, url string, which measure) func(context.Context) (figure, error) {
 	return func(ctx context.Context) (figure, error) {
-		cmd, err := self(ctx, roleFetch, b.url+name, filepath.Join(b.work, "ours"))
+		cmd, err := self(ctx, roleFetch, url, filepath.Join(b.work, "ours"), connections)
 		if err != nil {
 			return 0, err
 		}
@@ -42,7 +60,7 @@ func (b *bench) fetch(name string, which func(outcome) figure) func(context.Cont
 		if err := json.Unmarshal(out, &o); err != nil {
 			return 0, err
 		}
-		return which(o), nil
+		return which(o)
 	}
 }
 
@@ -56,7 +74,11 @@ func self(ctx context.Context, role string, args ...string) (*exec.Cmd, error) {
 }
 
 // fetchOnce is the process that makes one attempt.
-func fetchOnce(ctx context.Context, url, dir string) error {
+func fetchOnce(ctx context.Context, url, dir, connections string) error {
+	n, err := strconv.Atoi(connections)
+	if err != nil {
+		return err
+	}
 	src, err := source.NewHTTP(url, source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	if err != nil {
 		return err
@@ -68,7 +90,8 @@ func fetchOnce(ctx context.Context, url, dir string) error {
 	start := time.Now()
 	var converting time.Time
 	step := ""
-	_, err = fetch.Run(ctx, fetch.Job{Dir: dir, Image: "bench", ImageUID: "bench", Source: src}, func(p fetch.Progress) {
+	job := fetch.Job{Dir: dir, Image: "bench", ImageUID: "bench", Source: source.Parallel(src, n)}
+	result, err := fetch.Run(ctx, job, func(p fetch.Progress) {
 		if p.Step != step && p.Step == fetch.Converting {
 			syscall.Sync() // the conversion is not to pay for the download
 			converting = time.Now()
@@ -78,7 +101,7 @@ func fetchOnce(ctx context.Context, url, dir string) error {
 	if err != nil {
 		return err
 	}
-	o := outcome{Seconds: time.Since(start).Seconds()}
+	o := outcome{Seconds: time.Since(start).Seconds(), RealBytes: result.RealBytes}
 	if !converting.IsZero() {
 		o.ConversionSeconds = time.Since(converting).Seconds()
 	}

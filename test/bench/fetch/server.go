@@ -10,46 +10,50 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 )
 
-// startServer starts the server's process and returns the URL of the directory that it serves.
-func startServer(ctx context.Context, dir string) (url string, stop func(), err error) {
+// startServer starts the server's process and returns the URLs of the directory that it serves: near, and at the other end of
+// a link.
+func startServer(ctx context.Context, dir string) (near, far string, stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cmd, err := self(ctx, roleServe, dir)
 	if err != nil {
 		cancel()
-		return "", nil, err
+		return "", "", nil, err
 	}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		cancel()
-		return "", nil, err
+		return "", "", nil, err
 	}
 	if err := cmd.Start(); err != nil {
 		cancel()
-		return "", nil, err
+		return "", "", nil, err
 	}
 	stop = func() {
 		cancel()
 		_ = cmd.Wait() // killed
 	}
-	address, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
+	if _, err := fmt.Fscan(bufio.NewReader(out), &near, &far); err != nil {
 		stop()
-		return "", nil, fmt.Errorf("start server: %w", err)
+		return "", "", nil, fmt.Errorf("start server: %w", err)
 	}
-	return "http://" + strings.TrimSpace(address) + "/", stop, nil
+	return "http://" + near + "/", "http://" + far + "/", stop, nil
 }
 
-// serve is the server's process. It prints its address.
+// serve is the server's process. It prints its address, and the link's to it.
 func serve(ctx context.Context, dir string) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	fmt.Println(listener.Addr())
+	link, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(listener.Addr(), link.Addr())
+	go func() { _ = serveLink(ctx, link, listener.Addr().String()) }() // until the process ends
 	mux := http.NewServeMux()
 	mux.Handle("/", http.FileServer(http.Dir(dir)))
 	mux.HandleFunc("/generated/{bytes}", generate)

@@ -1,0 +1,137 @@
+package credential
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/gentype"
+	"k8s.io/client-go/rest"
+
+	"plinth.dev/plinth/backingimage"
+)
+
+// Kubernetes is a Store of Kubernetes' Secrets. Reading takes "get" on the secrets that images name; Put, Delete and List are for
+// the namespace in which Plinth keeps those that come with CSI calls.
+type Kubernetes struct {
+	in func(namespace string) *gentype.ClientWithList[*corev1.Secret, *corev1.SecretList]
+}
+
+var _ Store = (*Kubernetes)(nil)
+
+// madeLabel marks the Secrets that Plinth made, the only ones that it changes, deletes or lists.
+const (
+	madeLabel = "app.kubernetes.io/managed-by"
+	madeValue = "plinth"
+)
+
+// NewKubernetes makes the Store of a cluster. It does not connect.
+func NewKubernetes(cfg *rest.Config) (*Kubernetes, error) {
+	scheme := runtime.NewScheme() // of Secrets alone: client-go's own links every API that there is
+	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.SecretList{})
+	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
+	cfg = rest.CopyConfig(cfg)
+	cfg.APIPath = "/api"
+	cfg.GroupVersion = &corev1.SchemeGroupVersion
+	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make API client for secrets: %w", err)
+	}
+	codec := runtime.NewParameterCodec(scheme)
+	return &Kubernetes{in: func(namespace string) *gentype.ClientWithList[*corev1.Secret, *corev1.SecretList] {
+		return gentype.NewClientWithList("secrets", client, codec, namespace,
+			func() *corev1.Secret { return &corev1.Secret{} }, func() *corev1.SecretList { return &corev1.SecretList{} })
+	}}, nil
+}
+
+// Get implements Reader.
+func (k *Kubernetes) Get(ctx context.Context, ref Ref) (map[string][]byte, error) {
+	secret, err := k.in(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, classify("read", ref, err)
+	}
+	return secret.Data, nil
+}
+
+// Put implements Store. A Secret of that name that Plinth did not make is a Conflict.
+func (k *Kubernetes) Put(ctx context.Context, ref Ref, data map[string][]byte) error {
+	wanted := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: ref.Name, Namespace: ref.Namespace, Labels: map[string]string{madeLabel: madeValue}}, Data: data}
+	_, err := k.in(ref.Namespace).Create(ctx, wanted, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		return classify("write", ref, err)
+	}
+	existing, err := k.made(ctx, ref)
+	if err != nil {
+		return err
+	}
+	wanted.ResourceVersion = existing.ResourceVersion
+	_, err = k.in(ref.Namespace).Update(ctx, wanted, metav1.UpdateOptions{})
+	return classify("write", ref, err)
+}
+
+// Delete implements Store. A Secret that Plinth did not make is a Conflict.
+func (k *Kubernetes) Delete(ctx context.Context, ref Ref) error {
+	existing, err := k.made(ctx, ref)
+	if err != nil {
+		return backingimage.IgnoreNotFound(err)
+	}
+	err = k.in(ref.Namespace).Delete(ctx, ref.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(existing.UID))})
+	return backingimage.IgnoreNotFound(classify("delete", ref, err))
+}
+
+// made returns a Secret that Plinth made.
+func (k *Kubernetes) made(ctx context.Context, ref Ref) (*corev1.Secret, error) {
+	secret, err := k.in(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, classify("read", ref, err)
+	}
+	if secret.Labels[madeLabel] != madeValue {
+		return nil, backingimage.Errorf(backingimage.Conflict, "secret %s is not Plinth's (it lacks the label %s=%s); rename or delete it", ref, madeLabel, madeValue)
+	}
+	return secret, nil
+}
+
+// List implements Store; it lists what Plinth made.
+func (k *Kubernetes) List(ctx context.Context) ([]Ref, error) {
+	list, err := k.in(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: madeLabel + "=" + madeValue})
+	if err != nil {
+		return nil, fmt.Errorf("list secrets: %w", err)
+	}
+	var refs []Ref
+	for _, s := range list.Items {
+		refs = append(refs, Ref{Namespace: s.Namespace, Name: s.Name})
+	}
+	slices.SortFunc(refs, func(a, b Ref) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	return refs, nil
+}
+
+// classify gives an API server's error its Kind. No message of such a server holds a secret's content.
+func classify(action string, ref Ref, err error) error {
+	kind := backingimage.Internal
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s secret %s: %w", action, ref, err)
+	case apierrors.IsNotFound(err):
+		return backingimage.Errorf(backingimage.NotFound, "there is no secret %s: make it with \"kubectl create secret generic %s --namespace %s --from-file=…\"", ref, ref.Name, ref.Namespace)
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		return backingimage.Errorf(backingimage.Precondition, "%s secret %s: %w; let Plinth's service account do it with a Role in namespace %s", action, ref, err, ref.Namespace)
+	case apierrors.IsTimeout(err), apierrors.IsServerTimeout(err), apierrors.IsServiceUnavailable(err), apierrors.IsTooManyRequests(err), apierrors.IsConflict(err):
+		kind = backingimage.NotReady
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		kind = backingimage.Invalid
+	}
+	return backingimage.Errorf(kind, "%s secret %s: %w", action, ref, err)
+}

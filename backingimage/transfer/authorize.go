@@ -1,0 +1,100 @@
+package transfer
+
+import (
+	"context"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+)
+
+// Why a caller is refused: labels of a metric, and of the log. The caller is told one sentence for all of them.
+const (
+	noToken      = "no-token"
+	wrongToken   = "wrong-token"
+	expiredToken = "expired-token"
+)
+
+// refusal is what every caller hears who has no good token for the image, whether there is one or not.
+const refusal = "this needs a token that the image's spec.accessTokens has and that has not expired; plinth image upload and plinth image download make one"
+
+// uidPattern is what the API server makes UIDs of.
+var uidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// imageHandler answers a request about an image, on behalf of a caller who may ask.
+type imageHandler func(w http.ResponseWriter, r *http.Request)
+
+type imageKey struct{}
+
+// imageOf is the image that a request is about.
+func imageOf(ctx context.Context) *v1alpha1.BackingImage {
+	image, _ := ctx.Value(imageKey{}).(*v1alpha1.BackingImage)
+	return image
+}
+
+// authorized lets a request through whose token opens the image that its path names.
+func (s *Server) authorized(route string, next imageHandler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := &counted{ResponseWriter: rw}
+		defer s.count(route, w)
+		image, reason := s.admit(r.Context(), r.PathValue("uid"), bearer(r))
+		if image == nil {
+			s.options.Metrics.refused.WithLabelValues(reason).Inc()
+			klog.FromContext(r.Context()).V(2).Info("Refused a request", "route", route, "from", r.RemoteAddr, "reason", reason)
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			w.Header().Set("Connection", "close")
+			http.Error(w, refusal, http.StatusUnauthorized)
+			return
+		}
+		next(w, r.WithContext(context.WithValue(r.Context(), imageKey{}, image)))
+	})
+}
+
+func bearer(r *http.Request) Token {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return Token(strings.TrimSpace(token))
+}
+
+// admit returns the image that a token opens, or why it opens none. What the cache does not know yet may have been written
+// just now: the API server is asked, but for strangers only so often.
+func (s *Server) admit(ctx context.Context, uid string, t Token) (*v1alpha1.BackingImage, string) {
+	if t == "" {
+		return nil, noToken
+	}
+	if !uidPattern.MatchString(uid) {
+		return nil, wrongToken
+	}
+	image, reason := s.judge(s.store.Images.List(), uid, t)
+	if image != nil || !s.asking.TryAccept() {
+		return image, reason
+	}
+	live, err := s.store.Images.LiveList(ctx)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot look up an image")
+		return nil, reason
+	}
+	return s.judge(live, uid, t)
+}
+
+// judge finds the image among all and compares the token with its own.
+func (s *Server) judge(all []*v1alpha1.BackingImage, uid string, t Token) (*v1alpha1.BackingImage, string) {
+	for _, i := range all {
+		if string(i.UID) != uid {
+			continue
+		}
+		found, expired := opens(t, i.Spec.AccessTokens, s.options.Clock.Now())
+		switch {
+		case found && expired:
+			return nil, expiredToken
+		case found && i.DeletionTimestamp == nil:
+			return i, ""
+		}
+	}
+	return nil, wrongToken
+}

@@ -1,0 +1,173 @@
+package transfer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/store"
+)
+
+// Options of a Server.
+type Options struct {
+	// MaxRequests at once; more are answered 503. 128 by default.
+	MaxRequests int
+	Clock       clock.Clock
+	Metrics     *Metrics // may be nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.MaxRequests == 0 {
+		o.MaxRequests = 128
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	return o
+}
+
+// Server is the HTTPS server of an agent.
+type Server struct {
+	listener net.Listener
+	identity *Identity
+	store    *store.Store
+	disks    map[string]*disk.Disk // by UUID
+	uploads  *Uploads
+	options  Options
+	handler  http.Handler
+	places   chan struct{}           // one for each request at work
+	asking   flowcontrol.RateLimiter // of the API server, on behalf of whom we do not know yet
+}
+
+// connections that there may be for each request at work: those that wait for their next are many more.
+const connections = 4
+
+// Times that a connection has.
+const (
+	headerTimeout = 10 * time.Second // for a request's header
+	idleTimeout   = 2 * time.Minute  // between two requests
+	writeTimeout  = time.Minute      // for one piece of an answer
+)
+
+// NewServer makes the server of an agent, on a listener that it closes in the end. It starts nothing.
+func NewServer(l net.Listener, id *Identity, s *store.Store, disks []*disk.Disk, u *Uploads, o Options) (*Server, error) {
+	srv := &Server{listener: l, identity: id, store: s, disks: map[string]*disk.Disk{}, uploads: u, options: o.withDefaults()}
+	for _, d := range disks {
+		srv.disks[d.UUID()] = d
+	}
+	srv.places = make(chan struct{}, srv.options.MaxRequests)
+	srv.asking = flowcontrol.NewTokenBucketRateLimiter(10, 50)
+	tus, err := srv.newTus()
+	if err != nil {
+		return nil, fmt.Errorf("make the upload handler: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/uploads/{uid}", srv.authorized("upload", tus.ServeHTTP))
+	mux.Handle("GET /v1/images/{uid}/manifest", srv.authorized("manifest", srv.serveManifest))
+	mux.Handle("GET /v1/images/{uid}/data", srv.authorized("data", srv.serveData))
+	srv.handler = srv.limited(mux)
+	return srv, nil
+}
+
+// Run serves until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.store.Synced(ctx); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Serving peers", "address", s.listener.Addr(), "publicKeyHash", s.identity.PublicKeyHash())
+	limited := netutil.LimitListener(s.listener, connections*s.options.MaxRequests)
+	server := &http.Server{
+		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
+		ErrorLog:    log.New(io.Discard, "", 0), // broken handshakes are the caller's affair
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	context.AfterFunc(ctx, func() { server.Close() })
+	if err := server.Serve(tls.NewListener(limited, s.identity.serverConfig())); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve peers on %s: %w", s.listener.Addr(), err)
+	}
+	return nil
+}
+
+// limited bounds the requests at work.
+func (s *Server) limited(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case s.places <- struct{}{}:
+			defer func() { <-s.places }()
+			h.ServeHTTP(w, r)
+		default:
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "this agent serves as many requests as it may; try again", http.StatusServiceUnavailable)
+		}
+	})
+}
+
+// counted keeps the status of an answer, and bounds how long a piece of it may take.
+type counted struct {
+	http.ResponseWriter
+	status int
+}
+
+// Unwrap is how http.ResponseController finds what is below.
+func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (c *counted) WriteHeader(status int) {
+	if c.status == 0 {
+		c.status = status
+	}
+	c.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (c *counted) Write(p []byte) (int, error) {
+	if c.status == 0 {
+		c.status = http.StatusOK
+	}
+	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTimeout)) // a connection that cannot have one has its own
+	return c.ResponseWriter.Write(p)
+}
+
+func (s *Server) count(route string, c *counted) {
+	s.options.Metrics.requests.WithLabelValues(route, strconv.Itoa(max(c.status, http.StatusOK))).Inc()
+}
+
+// httpStatus is the table from Kinds to status codes.
+func httpStatus(err error) int {
+	switch backingimage.KindOf(err) {
+	case backingimage.Invalid:
+		return http.StatusBadRequest
+	case backingimage.OutOfRange:
+		return http.StatusRequestEntityTooLarge
+	case backingimage.NotFound:
+		return http.StatusNotFound
+	case backingimage.Conflict, backingimage.InUse:
+		return http.StatusConflict
+	case backingimage.Precondition:
+		return http.StatusGone
+	case backingimage.Full:
+		return http.StatusInsufficientStorage
+	case backingimage.Busy:
+		return http.StatusLocked
+	case backingimage.NotReady:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}

@@ -1,0 +1,80 @@
+package standalone
+
+import (
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
+)
+
+// peerConfig is what the flags say of the HTTPS server.
+type peerConfig struct {
+	listen     string
+	advertise  string // host or host:port; "": where it listens
+	identity   string // directory of the agent's key
+	uploadIdle time.Duration
+}
+
+func (f *flags) peerConfig(dataDir string) (peerConfig, error) {
+	p := peerConfig{listen: f.peerListen, advertise: f.advertiseAddress, identity: filepath.Join(dataDir, "agent"), uploadIdle: f.uploadIdle}
+	host, _, err := net.SplitHostPort(f.peerListen)
+	switch {
+	case err != nil:
+		return p, flagError("peer-listen", "%w; write host:port, e.g. 127.0.0.1:0", err)
+	case p.advertise == "" && unspecified(host):
+		return p, flagError("advertise-address", "--peer-listen %s is every address of this machine; say with which of them others reach it", f.peerListen)
+	case f.uploadIdle <= 0:
+		return p, flagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
+	}
+	return p, nil
+}
+
+func unspecified(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// peers are the HTTPS server's parts before it is made.
+type peers struct {
+	listener net.Listener
+	identity *transfer.Identity
+	uploads  *transfer.Uploads
+	address  string // for others
+}
+
+// open makes the agent's key at the first start, and takes the port.
+func (p peerConfig) open(maxUpload int64) (*peers, error) {
+	identity, err := transfer.OpenIdentity(p.identity)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", p.listen)
+	if err != nil {
+		return nil, backingimage.Errorf(backingimage.Invalid, "--peer-listen: %w", err)
+	}
+	return &peers{listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), address: p.address(l.Addr().String())}, nil
+}
+
+// address is what others are told, given where the server listens.
+func (p peerConfig) address(listening string) string {
+	if p.advertise == "" {
+		return listening
+	}
+	if _, _, err := net.SplitHostPort(p.advertise); err == nil {
+		return p.advertise
+	}
+	_, port, _ := net.SplitHostPort(listening)
+	return net.JoinHostPort(p.advertise, port)
+}
+
+// server makes the HTTPS server.
+func (p *peers) server(s *store.Store, disks []*disk.Disk, r prometheus.Registerer) (*transfer.Server, error) {
+	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, transfer.Options{Metrics: transfer.NewMetrics(r)})
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"io"
+	"os"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
+)
+
+// access is a command's access to one image at the agents: a token that it makes, renews and takes back.
+type access struct {
+	client *store.Client
+	image  string
+	uid    types.UID
+	clock  clock.PassiveClock
+
+	token transfer.Token
+	until time.Time
+}
+
+// Times of a token. One that dies with the command that made it opens nothing after a day.
+const (
+	tokenLife  = 24 * time.Hour
+	tokenRenew = time.Hour // before its end
+)
+
+// grant makes sure that the token is good for a while.
+func (a *access) grant(ctx context.Context) error {
+	now := a.clock.Now()
+	if a.until.Sub(now) > tokenRenew {
+		return nil
+	}
+	token, until := transfer.NewToken(), now.Add(tokenLife)
+	err := a.modify(ctx, func(tokens []v1alpha1.AccessToken) []v1alpha1.AccessToken {
+		return transfer.Grant(transfer.Revoke(tokens, a.token), token, until, now)
+	})
+	if err == nil {
+		a.token, a.until = token, until
+	}
+	return err
+}
+
+// endTimeout bounds taking the token back, also after an interrupt.
+const endTimeout = 5 * time.Second
+
+// end takes the token back. Where that fails it expires.
+func (a *access) end() {
+	if a.token == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	_ = a.modify(ctx, func(tokens []v1alpha1.AccessToken) []v1alpha1.AccessToken { return transfer.Revoke(tokens, a.token) })
+}
+
+// modify changes the image's tokens. NotFound when it is another image by now.
+func (a *access) modify(ctx context.Context, change func([]v1alpha1.AccessToken) []v1alpha1.AccessToken) error {
+	for {
+		image, err := images.get(ctx, a.client, a.image)
+		if err != nil {
+			return err
+		}
+		if image.UID != a.uid {
+			return backingimage.Errorf(backingimage.NotFound, "image %s was deleted meanwhile, and another one has its name", a.image)
+		}
+		image.Spec.AccessTokens = change(image.Spec.AccessTokens)
+		_, err = a.client.Images.Update(ctx, image, metav1.UpdateOptions{})
+		if !apierrors.IsConflict(err) {
+			return apiError(err, "update", "image", a.image)
+		}
+	}
+}
+
+// dialOrigin makes a client of the agent that makes the image's first copy. NotReady while none does.
+func (a *access) dialOrigin(ctx context.Context) (*transfer.Client, error) {
+	if err := a.grant(ctx); err != nil {
+		return nil, err
+	}
+	image, err := images.get(ctx, a.client, a.image)
+	if err != nil {
+		return nil, err
+	}
+	of, err := copiesOf(ctx, a.client, image)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range of {
+		if c.Spec.Origin {
+			return a.dial(ctx, c.Spec.NodeName)
+		}
+	}
+	return nil, backingimage.Errorf(backingimage.NotReady, "no disk has been chosen for image %s yet: %s", a.image, image.Status.Message)
+}
+
+// dial makes a client of a node's agent.
+func (a *access) dial(ctx context.Context, name string) (*transfer.Client, error) {
+	node, err := nodes.get(ctx, a.client, name)
+	if err != nil {
+		return nil, err
+	}
+	if node.Status.Address == "" || node.Status.PublicKeyHash == "" {
+		return nil, backingimage.Errorf(backingimage.NotReady, "node %s has told no address yet", name)
+	}
+	return transfer.NewClient(node.Status.Address, node.Status.PublicKeyHash, string(a.uid), a.token), nil
+}
+
+// sameFile reports whether a file is the one that an image was made of.
+func sameFile(ctx context.Context, f *os.File, status v1alpha1.BackingImageStatus) (bool, error) {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() != status.Size {
+		return false, err
+	}
+	h := sha512.New()
+	if _, err := io.Copy(h, readerUntil{ctx, io.NewSectionReader(f, 0, info.Size())}); err != nil {
+		return false, err
+	}
+	return hex.EncodeToString(h.Sum(nil)) == status.Checksum, nil
+}
+
+// readerUntil ends with its context.
+type readerUntil struct {
+	ctx context.Context
+	io.Reader
+}
+
+// Read implements io.Reader.
+func (r readerUntil) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(p)
+}
