@@ -38,6 +38,6 @@ func newRootCommand() *cobra.Command {
 	return root
 }
 
-func newAPI(dataDir, listen string) (standalone.API, error) {
-	return embedded.New(embedded.Options{Dir: dataDir, Listen: listen, CRDs: deploy.CRDs})
+func newAPI(c standalone.APIConfig) (standalone.API, error) {
+	return embedded.New(embedded.Options{Dir: c.DataDir, Listen: c.Listen, Advertise: c.Advertise, CRDs: deploy.CRDs})
 }

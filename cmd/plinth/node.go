@@ -10,9 +10,13 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/textlogger"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/agent"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 var nodes = &noun[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]{
@@ -27,10 +31,46 @@ var nodes = &noun[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]{
 }
 
 func newNodeCommand(c *cli) *cobra.Command {
-	cmd := group("node", "Machines that hold disks", "Nodes are machines that run Plinth's agent. Each registers itself.",
-		nodes.lsCommand(c), nodes.showCommand(c))
+	cmd := group("node", "Machines that hold disks; with --node-name, run the agent of one", `Nodes are machines that run Plinth's agent. Each registers itself.
+
+With --node-name, plinth node is that agent: it joins the API that --kubeconfig names (a cluster's, or that of a plinth
+standalone, see plinth node join-config), registers this machine and its disks, makes their copies and volumes, and serves the
+CSI socket's Identity and Node. It needs no other part of Plinth on this machine. Several run beside each other with names, data
+directories, disks, sockets and ports of their own. The API may be away: what is mounted stays mounted, and the agent goes on when it
+is back. The first SIGINT or SIGTERM stops gently.`,
+		nodes.lsCommand(c), nodes.showCommand(c), newNodeJoinConfigCommand(c), newNodeRevokeCommand(c))
 	cmd.AddCommand(placedNodes.commands(c)...)
+	cmd.Example = `  plinth node --node-name node-2 --kubeconfig /etc/plinth/kubeconfig --disk /srv/disk \
+    --peer-listen 0.0.0.0:9281 --advertise-address node-2.example.org`
+	addAgent(c, cmd)
 	return cmd
+}
+
+// addAgent makes a group of commands one that runs the agent, when flags say so.
+func addAgent(c *cli, cmd *cobra.Command) {
+	var f agent.NodeFlags
+	f.AddTo(cmd.Flags())
+	help := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.LocalNonPersistentFlags().NFlag() == 0 {
+			return help(cmd, args)
+		}
+		if f.NodeName == "" {
+			return program.FlagError("node-name", "name this machine, as Plinth's objects and topology shall call it")
+		}
+		cfg, err := f.Config()
+		if err != nil {
+			return err
+		}
+		api, err := c.restConfig()
+		if err != nil {
+			return err
+		}
+		cfg.CSIEndpoint = c.csiEndpoint
+		logger := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(c.verbosity)))
+		klog.SetLoggerWithOptions(logger, klog.ContextualLogger(true))
+		return agent.RunNode(cmd.Context(), cfg, api, c.out)
+	}
 }
 
 var placedNodes = &placed{

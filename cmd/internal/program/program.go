@@ -98,3 +98,8 @@ func SetVerbosity(level int) error {
 	klog.InitFlags(flags)
 	return flags.Set("v", strconv.Itoa(level))
 }
+
+// FlagError is Invalid and names the flag.
+func FlagError(flag, format string, args ...any) error {
+	return backingimage.Errorf(backingimage.Invalid, "--"+flag+": "+format, args...)
+}

@@ -36,7 +36,7 @@ func TestDownloadsGoThroughTheEnvironmentsProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		via, err := c.agent.Source.Proxy(u)
+		via, err := c.agent.Node.Source.Proxy(u)
 		if err != nil || (via == nil) != (want == "") || via != nil && via.String() != want {
 			t.Errorf("%s goes through %v, want %q (%v)", to, via, want, err)
 		}
@@ -45,8 +45,8 @@ func TestDownloadsGoThroughTheEnvironmentsProxy(t *testing.T) {
 
 func TestDownloadRanges(t *testing.T) {
 	for args, want := range map[string]int{"": 4, "--download-ranges=1": 1, "--download-ranges=32": 32} {
-		if c, err := parse(strings.Fields(args)...); err != nil || c.agent.Source.Connections != want {
-			t.Errorf("%q: %d connections, %v", args, c.agent.Source.Connections, err)
+		if c, err := parse(strings.Fields(args)...); err != nil || c.agent.Node.Source.Connections != want {
+			t.Errorf("%q: %d connections, %v", args, c.agent.Node.Source.Connections, err)
 		}
 	}
 	for _, n := range []string{"0", "-1", "33"} {

@@ -12,25 +12,6 @@ import (
 	"plinth.dev/plinth/backingimage/store"
 )
 
-// metrics of the process as a whole; each part has its own beside them.
-type metrics struct {
-	rpcSeconds       *prometheus.HistogramVec
-	stageWaitSeconds prometheus.Histogram
-}
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		rpcSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "plinth_csi_rpc_seconds", Help: "Duration of CSI calls, by method and gRPC code.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
-		}, []string{"method", "code"}),
-		stageWaitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "plinth_stage_wait_seconds", Help: "Time that staging a volume waited for its data.", Buckets: prometheus.ExponentialBuckets(0.001, 5, 10),
-		}),
-	}
-	r.MustRegister(m.rpcSeconds, m.stageWaitSeconds)
-	return m
-}
-
 // stateCollector counts the objects in the caches by state, when asked.
 type stateCollector struct {
 	store   *store.Store
