@@ -16,6 +16,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/agent"
+	"plinth.dev/plinth/cmd/internal/openers"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -52,7 +53,7 @@ func addAgent(c *cli, cmd *cobra.Command) {
 	f.AddTo(cmd.Flags())
 	help := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if cmd.LocalNonPersistentFlags().NFlag() == 0 {
+		if cmd.Flags().NFlag() == 0 {
 			return help(cmd, args)
 		}
 		if f.NodeName == "" {
@@ -66,7 +67,7 @@ func addAgent(c *cli, cmd *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		cfg.CSIEndpoint = c.csiEndpoint
+		cfg.CSIEndpoint, cfg.Node.Openers = c.csiEndpoint, openers.All
 		logger := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(c.verbosity)))
 		klog.SetLoggerWithOptions(logger, klog.ContextualLogger(true))
 		return agent.RunNode(cmd.Context(), cfg, api, c.out)

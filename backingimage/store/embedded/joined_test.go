@@ -67,11 +67,11 @@ func TestNewAddressKeepsTheTrustOfNodes(t *testing.T) {
 	first := mustServe(t, embedded.Options{Dir: dir, Listen: "0.0.0.0:0", Advertise: otherAddress})
 	cfg := mustJoin(t, dir, "n2")
 	mustStop(t, first)
-	second := mustServe(t, embedded.Options{Dir: dir, Listen: "0.0.0.0:0", Advertise: "localhost"})
+	second := mustServe(t, embedded.Options{Dir: dir, Listen: "0.0.0.0:0", Advertise: "127.0.0.3"})
 	if string(second.RESTConfig().CAData) == string(first.RESTConfig().CAData) {
 		t.Fatal("the certificate is the old one")
 	}
-	for _, host := range []string{"127.0.0.1", "localhost"} {
+	for _, host := range []string{"127.0.0.1", "127.0.0.3"} {
 		_, port, _ := net.SplitHostPort(strings.TrimPrefix(second.RESTConfig().Host, "https://"))
 		cfg.Host = "https://" + net.JoinHostPort(host, port)
 		if got := status(t, cfg, cfg.BearerToken, "/apis"); got != http.StatusOK {

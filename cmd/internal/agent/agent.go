@@ -110,7 +110,7 @@ type part interface{ Run(context.Context) error }
 // the disks.
 func (a *Agent) Run(ctx context.Context, others ...part) error {
 	group, running := errgroup.WithContext(ctx)
-	for _, p := range append([]part{a.store, a.node, a.volumes, a.csi, a.http, a.peers}, others...) {
+	for _, p := range append([]part{a.store, a.node, a.volumes, a.csi, a.http, a.peers, memory{}}, others...) {
 		group.Go(func() error { return p.Run(running) })
 	}
 	err := group.Wait()
