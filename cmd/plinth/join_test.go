@@ -65,7 +65,8 @@ func TestJoin(t *testing.T) {
 func mounts(t *testing.T, owner *plinthtest.Standalone, at *plinthtest.Node, url, sum string) {
 	t.Helper()
 	name := "on-" + at.NodeName
-	owner.MustCLI("image", "create", name, "--url", url, "--checksum", "sha256:"+sum)
+	owner.MustCLI("node", "tag", at.NodeName, name)
+	owner.MustCLI("image", "create", name, "--url", url, "--checksum", "sha256:"+sum, "--node-selector", name)
 	owner.MustCLI("volume", "create", name, "--image", name, "--node", at.NodeName)
 	at.MustCLI("volume", "mount", name, target(at), "--staging-dir", at.Dir, "--timeout", "60s")
 	mustHave(t, target(at), "from the image")
@@ -89,7 +90,7 @@ func untilReady(t *testing.T, owner *plinthtest.Standalone, node, want string) {
 	for {
 		line := owner.MustCLI("node", "ls")
 		for row := range strings.Lines(line) {
-			if f := strings.Fields(row); len(f) > 1 && f[0] == node && f[1] == want {
+			if f := strings.Fields(row); len(f) > 1 && f[0] == node && strings.TrimSuffix(f[1], ":") == want {
 				return
 			}
 		}

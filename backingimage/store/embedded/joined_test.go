@@ -71,8 +71,8 @@ func TestNewAddressKeepsTheTrustOfNodes(t *testing.T) {
 	if string(second.RESTConfig().CAData) == string(first.RESTConfig().CAData) {
 		t.Fatal("the certificate is the old one")
 	}
+	_, port, _ := net.SplitHostPort(strings.TrimPrefix(cfg.Host, "https://"))
 	for _, host := range []string{"127.0.0.1", "127.0.0.3"} {
-		_, port, _ := net.SplitHostPort(strings.TrimPrefix(second.RESTConfig().Host, "https://"))
 		cfg.Host = "https://" + net.JoinHostPort(host, port)
 		if got := status(t, cfg, cfg.BearerToken, "/apis"); got != http.StatusOK {
 			t.Errorf("%s: a node that joined before gets %d", host, got)

@@ -80,7 +80,8 @@ func listen(address, file string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	if err := durable.WriteFile(file, []byte(l.Addr().String()+"\n"), 0o600); err != nil {
+	_, port, _ = net.SplitHostPort(l.Addr().String()) // its host is not the one asked for when that is every address
+	if err := durable.WriteFile(file, []byte(net.JoinHostPort(host, port)+"\n"), 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("keep the address: %w", err)
 	}
