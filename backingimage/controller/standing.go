@@ -105,10 +105,11 @@ func (p *planner) stand(c *placed) {
 }
 
 // unreached is the standing of a copy that cannot be reached. One that never was ready has little to come back with, and is
-// not waited for as long.
+// not waited for as long, unless it holds what somebody has uploaded so far.
 func (p *planner) unreached(c *placed) standing {
 	wait := p.Settings.RecoveryWait
-	if !c.wasReady() {
+	uploaded := p.Image.Spec.SourceType == v1alpha1.SourceUpload && c.Status.BytesDone > 0
+	if !c.wasReady() && !uploaded {
 		wait = min(wait, p.Settings.OriginWait)
 	}
 	left := wait - p.Now.Sub(c.since)
