@@ -109,16 +109,21 @@ func (p *planner) refuse(c *placed, safe int) {
 // isSafe reports whether a copy is ready where it stays.
 func isSafe(c *placed) bool { return c.standing == sound && c.keep && c.counts() }
 
-// use writes down a ready copy's last use, coarsely.
+// use writes down a ready copy's last use, coarsely. While a volume waits for it, it is in use, and that is written down
+// again and again: when the volume is made at last is not told.
 func (p *planner) use(c *placed) {
-	used := p.made[c.Spec.DiskUUID]
-	if len(p.waiting[c.Spec.DiskUUID]) > 0 || used.After(p.Now) {
-		used = p.Now
-	}
-	if c.standing != sound || p.Settings.CleanupWait < 0 || used.IsZero() {
+	if c.standing != sound || p.Settings.CleanupWait < 0 {
 		return
 	}
-	if known := p.known(c); used.Sub(known) > p.Settings.useStep() {
+	used, step := p.made[c.Spec.DiskUUID], p.Settings.useStep()
+	if used.After(p.Now) {
+		used = p.Now
+	}
+	if len(p.waiting[c.Spec.DiskUUID]) > 0 {
+		used = p.Now
+		p.again(step)
+	}
+	if !used.IsZero() && used.Sub(p.known(c)) > step {
 		p.Used = append(p.Used, Used{c.Name, used})
 	}
 }

@@ -4,6 +4,7 @@ package looptest
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -65,7 +66,12 @@ func (e *events) has(reason string) bool {
 
 func newCluster(t *testing.T, nodes ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, api: embeddedtest.MustStart(t), events: &events{}, dead: map[string]bool{}, mute: map[string]bool{}, stalls: map[string]bool{}, has: map[string]bool{}, made: map[string]int{}}
+	return newClusterOn(t, embeddedtest.MustStart(t), nodes...)
+}
+
+func newClusterOn(t *testing.T, api *rest.Config, nodes ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, api: api, events: &events{}, dead: map[string]bool{}, mute: map[string]bool{}, stalls: map[string]bool{}, has: map[string]bool{}, made: map[string]int{}}
 	c.store = c.run(nil)
 	for _, n := range nodes {
 		_, err := c.store.Nodes.Create(context.Background(), &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: n}})
@@ -352,6 +358,33 @@ func TestDeletingAnImageOfDeadNodesEnds(t *testing.T) {
 	}
 	if left := c.store.Copies.List(); len(left) > 0 {
 		t.Errorf("copies are left: %v", left)
+	}
+}
+
+func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
+	dir, err := os.MkdirTemp("", "plinth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	server := embeddedtest.MustStartIn(t, dir)
+	c := newClusterOn(t, server.RESTConfig(), "n1", "n2")
+	c.control()
+	c.image("two", 2)
+	c.until("two", "whole", copiesAre("2/2"))
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	c.must(server.Stop(ctx))
+	time.Sleep(2 * settings.NodeSilence)
+	embeddedtest.MustStartIn(t, dir)
+	before, err := c.store.Nodes.Live(ctx, "n1")
+	c.must(err)
+	c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) {
+		return !n.Status.LastHeartbeatTime.Equal(&before.Status.LastHeartbeatTime), nil
+	}))
+	time.Sleep(settings.NodeSilence)
+	if c.events.has(v1alpha1.NodeSilent) {
+		t.Errorf("events: %v", c.events.reasons)
 	}
 }
 
