@@ -270,6 +270,18 @@ func TestStatusTells(t *testing.T) {
 	}
 }
 
+// TestWhatGoesReliesOnWhatStays checks that a decision names the copies that must be ready for others to go, and only then.
+func TestWhatGoesReliesOnWhatStays(t *testing.T) {
+	evicted := controller.Plan(then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), evictDisk("d1")))
+	if onDisks(evicted.Delete) != "d1" || onDisks(evicted.Safe) != "d2" {
+		t.Errorf("deletes %v and relies on %v", evicted.Delete, evicted.Safe)
+	}
+	former := controller.Plan(then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1"), foreignCopy("a", "d2")))
+	if len(former.Delete) != 1 || len(former.Safe) != 0 || len(former.Create) != 1 {
+		t.Errorf("deletes %v, relies on %v and creates %v", former.Delete, former.Safe, former.Create)
+	}
+}
+
 // TestUseIsWrittenDownCoarsely checks that a volume's making is kept on the copy, and that the next one's soon after is not.
 func TestUseIsWrittenDownCoarsely(t *testing.T) {
 	s := then(copies(1), disks("d1/n1/10"), ready("d1"), cloned("v", "a", "d1"))

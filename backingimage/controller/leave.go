@@ -13,12 +13,13 @@ func (p *planner) leave() {
 	if p.Image.DeletionTimestamp != nil {
 		return // all go together, once no volume waits
 	}
+	var stay []string
 	for _, c := range p.copies {
 		if isSafe(c) {
-			p.Safe = append(p.Safe, c.Name)
+			stay = append(stay, c.Name)
 		}
 	}
-	safe := len(p.Safe)
+	safe := len(stay)
 	for _, c := range p.copies {
 		why := p.mayGo(c)
 		switch {
@@ -27,6 +28,7 @@ func (p *planner) leave() {
 		case why == "":
 		case safe >= p.minimum:
 			p.delete(c.Name, why)
+			p.Safe = stay
 		default:
 			c.leaving = fmt.Sprintf("%s; it stays until %d copies are ready elsewhere, %d are", why, p.minimum, safe)
 		}

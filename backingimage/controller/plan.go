@@ -46,7 +46,7 @@ type Decision struct {
 	Used    []Used                          // copies whose last use shall be written down, sorted by name
 	Refused []Note                          // copies whose cleanup was asked for and cannot be, and why, sorted by name
 	Why     map[string]string               // why copies go, by name
-	Safe    []string                        // names of the ready copies that stay, on which what goes relies
+	Safe    []string                        // names of the ready copies that stay, when what goes relies on them
 
 	Wanted int           // how many ready copies make the image healthy
 	Ready  int           // how many copies are ready and can be reached
