@@ -42,7 +42,7 @@ func (p *planner) leave() {
 // a copy is not ready, or not a copy of this image.
 func (p *planner) anew(c *placed) string {
 	switch {
-	case !p.anySound():
+	case !p.anySound:
 		return ""
 	case c.foreign:
 		return otherContent

@@ -102,6 +102,7 @@ type planner struct {
 	made     map[string]time.Time // when the last volume was made from the image, by disk
 	copies   []*placed            // sorted by disk
 	on       map[string]*placed   // by disk
+	anySound bool                 // whether a copy is ready and can be reached
 	eligible []*v1alpha1.Disk     // that may get a copy by our own choice
 	full     string               // what room a disk lacks that would be eligible else
 }

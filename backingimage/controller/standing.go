@@ -67,16 +67,12 @@ func (p *planner) note() {
 		}
 		p.use(c)
 	}
+	p.anySound = slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == sound })
 	for _, c := range p.copies {
-		if c.standing == failed && p.anySound() {
+		if c.standing == failed && p.anySound {
 			c.standing = stuck // the image has not failed
 		}
 	}
-}
-
-// anySound reports whether any copy is ready and can be reached.
-func (p *planner) anySound() bool {
-	return slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == sound })
 }
 
 // stand finds where one copy stands.
