@@ -25,7 +25,7 @@ func (c *Images) apply(ctx context.Context, s State, d Decision) error {
 // delete removes copies, once the API server confirms that as many others are ready as the cache says: it may not know yet
 // that one of them was found damaged.
 func (c *Images) delete(ctx context.Context, s State, d Decision) error {
-	if !d.Done && len(d.Delete) > 0 && len(d.Safe) > 0 {
+	if len(d.Safe) > 0 {
 		if err := c.confirm(ctx, s, d); err != nil {
 			return err
 		}

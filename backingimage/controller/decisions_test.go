@@ -1,15 +1,12 @@
 package controller_test
 
 import (
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
 )
@@ -161,6 +158,10 @@ func TestDecisions(t *testing.T) {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), originOf("a", "d1"), nodeAway("n1", 40*time.Second)),
 			decision{unknown: "d1", create: "d2*", demote: "d1", state: v1alpha1.CopyUnknown},
 		},
+		"an origin that holds a part of an upload is waited for longer": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), originOf("a", "d1"), arrived(1), from(v1alpha1.SourceUpload), nodeAway("n1", 299*time.Second)),
+			decision{unknown: "d1", state: v1alpha1.CopyUnknown},
+		},
 		"an origin that is back after another took over is a receiver": {
 			then(copies(2), disks("d1/n1/10", "d2/n2/90"), originOf("a", "d1"), ready("d2")),
 			decision{demote: "d1", state: v1alpha1.CopyReady},
@@ -269,6 +270,18 @@ func TestStatusTells(t *testing.T) {
 	}
 }
 
+// TestWhatGoesReliesOnWhatStays checks that a decision names the copies that must be ready for others to go, and only then.
+func TestWhatGoesReliesOnWhatStays(t *testing.T) {
+	evicted := controller.Plan(then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), evictDisk("d1")))
+	if onDisks(evicted.Delete) != "d1" || onDisks(evicted.Safe) != "d2" {
+		t.Errorf("deletes %v and relies on %v", evicted.Delete, evicted.Safe)
+	}
+	former := controller.Plan(then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1"), foreignCopy("a", "d2")))
+	if len(former.Delete) != 1 || len(former.Safe) != 0 || len(former.Create) != 1 {
+		t.Errorf("deletes %v, relies on %v and creates %v", former.Delete, former.Safe, former.Create)
+	}
+}
+
 // TestUseIsWrittenDownCoarsely checks that a volume's making is kept on the copy, and that the next one's soon after is not.
 func TestUseIsWrittenDownCoarsely(t *testing.T) {
 	s := then(copies(1), disks("d1/n1/10"), ready("d1"), cloned("v", "a", "d1"))
@@ -302,164 +315,4 @@ func TestPlanComesBackInTime(t *testing.T) {
 			}
 		})
 	}
-}
-
-// then is a state of image a at a time that the other helpers count back from.
-func then(min func(*v1alpha1.BackingImage), with ...func(*controller.State)) controller.State {
-	s := state(image("a", min, func(i *v1alpha1.BackingImage) { i.Spec.SourceType = v1alpha1.SourceDownload }))
-	s.Now = epoch
-	for _, w := range with {
-		w(&s)
-	}
-	return s
-}
-
-func ago(d time.Duration) metav1.Time { return metav1.NewTime(epoch.Add(-d)) }
-
-// ready adds ready copies on disks.
-func ready(disks ...string) func(*controller.State) {
-	return func(s *controller.State) {
-		for _, d := range disks {
-			copyOf("a", d, v1alpha1.CopyReady)(s)
-			c := s.Copies[len(s.Copies)-1]
-			c.CreationTimestamp, c.Status.LastStateTransitionTime, c.Status.ContentDigest = ago(2*time.Hour), ago(2*time.Hour), "digest"
-		}
-	}
-}
-
-// known makes the image one that was ready.
-func known(s *controller.State) { s.Image.Status.ContentDigest = "digest" }
-
-func from(source v1alpha1.SourceType) func(*controller.State) {
-	return func(s *controller.State) { s.Image.Spec.SourceType = source }
-}
-
-func vanished(what string) func(*controller.State) {
-	return func(s *controller.State) { s.Near = controller.Near{Gone: what} }
-}
-
-func each[T any](all []T, is func(T) bool, do func(T)) {
-	for _, one := range all {
-		if is(one) {
-			do(one)
-		}
-	}
-}
-
-func onDisk(disk string) func(*v1alpha1.BackingImageCopy) bool {
-	return func(c *v1alpha1.BackingImageCopy) bool { return c.Spec.DiskUUID == disk }
-}
-
-func used(disk string, before time.Duration) func(*controller.State) {
-	return func(s *controller.State) {
-		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) { at := ago(before); c.Status.LastUsedTime = &at })
-	}
-}
-
-func cleanupOf(disk string) func(*controller.State) {
-	return func(s *controller.State) {
-		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) { c.Spec.CleanupRequested = true })
-	}
-}
-
-func contentOf(disk, digest string) func(*controller.State) {
-	return func(s *controller.State) {
-		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) { c.Status.ContentDigest = digest })
-	}
-}
-
-func mapped(disk string, evict bool) func(*controller.State) {
-	return func(s *controller.State) {
-		s.Image.Spec.DiskFileSpecMap = map[string]v1alpha1.DiskFileSpec{disk: {EvictionRequested: evict}}
-	}
-}
-
-func selector(tags ...string) func(*controller.State) {
-	return func(s *controller.State) { s.Image.Spec.DiskSelector = tags }
-}
-
-func theDisk(name string, do func(*v1alpha1.Disk)) func(*controller.State) {
-	return func(s *controller.State) {
-		each(s.Disks, func(d *v1alpha1.Disk) bool { return d.Name == name }, do)
-	}
-}
-
-func theNode(name string, do func(*v1alpha1.StorageNode)) func(*controller.State) {
-	return func(s *controller.State) {
-		each(s.Nodes, func(n *v1alpha1.StorageNode) bool { return n.Name == name }, do)
-	}
-}
-
-func evictDisk(name string) func(*controller.State) {
-	return theDisk(name, func(d *v1alpha1.Disk) { d.Spec.EvictionRequested = true })
-}
-
-func evictNode(name string) func(*controller.State) {
-	return theNode(name, func(n *v1alpha1.StorageNode) { n.Spec.EvictionRequested = true })
-}
-
-func cordon(name string) func(*controller.State) {
-	return theNode(name, func(n *v1alpha1.StorageNode) { n.Status.Cordoned = true })
-}
-
-func awaySince(d time.Duration) []metav1.Condition {
-	c := readyIf(false)
-	c.LastTransitionTime = ago(d)
-	return []metav1.Condition{c}
-}
-
-func nodeAway(name string, since time.Duration) func(*controller.State) {
-	return theNode(name, func(n *v1alpha1.StorageNode) { n.Status.Conditions = awaySince(since) })
-}
-
-func diskAway(name string, since time.Duration) func(*controller.State) {
-	return theDisk(name, func(d *v1alpha1.Disk) { d.Status.Conditions = awaySince(since) })
-}
-
-// room gives a disk a capacity and free bytes.
-func room(name string, capacity, available int64) func(*controller.State) {
-	return theDisk(name, func(d *v1alpha1.Disk) { d.Status.CapacityBytes, d.Status.AvailableBytes = capacity, available })
-}
-
-func imageBytes(n int64) func(*controller.State) {
-	return func(s *controller.State) { s.Image.Status.RealSize = n }
-}
-
-func promised(disk string, bytes int64) func(*controller.State) {
-	return func(s *controller.State) { s.Promised = map[string]int64{disk: bytes} }
-}
-
-// full makes the last copy one whose disk had no room.
-func full(s *controller.State) {
-	c := s.Copies[len(s.Copies)-1]
-	c.Status.State, c.Status.Reason, c.Status.Message, c.Status.NextTryTime = v1alpha1.CopyFailed, backingimage.Full.String(), "no space", &metav1.Time{Time: epoch}
-}
-
-// onDisks are the disks of copies.
-func onDisks(copies []string) string {
-	var on []string
-	for _, c := range copies {
-		if _, disk, ok := v1alpha1.ParseCopyName(c); ok {
-			on = append(on, disk)
-		}
-	}
-	return strings.Join(on, " ")
-}
-
-func copiesIn(notes []controller.Note) []string {
-	var all []string
-	for _, n := range notes {
-		all = append(all, n.Copy)
-	}
-	return all
-}
-
-// everything is all that people read of a decision.
-func everything(d controller.Decision, status v1alpha1.BackingImageStatus) string {
-	all := []string{status.Message, d.Short, d.Lost}
-	for _, disk := range slices.Sorted(maps.Keys(status.DiskFileStatusMap)) {
-		f := status.DiskFileStatusMap[disk]
-		all = append(all, string(f.State)+": "+f.Message)
-	}
-	return strings.Join(all, "\n")
 }

@@ -111,6 +111,9 @@ func checkDecision(tb testing.TB, s controller.State, d controller.Decision) {
 	if !d.Done && leave > 0 && ready < max(int(s.Image.Spec.MinNumberOfCopies), 1) {
 		tb.Errorf("deletes %d ready copies and leaves %d of %d", leave, ready, s.Image.Spec.MinNumberOfCopies)
 	}
+	if len(d.Safe) > 0 && len(d.Safe) < max(int(s.Image.Spec.MinNumberOfCopies), 1) {
+		tb.Errorf("relies on %v, which are fewer than %d", d.Safe, s.Image.Spec.MinNumberOfCopies)
+	}
 	checkMade(tb, s, d, waiting)
 	checkOrigin(tb, s, d)
 	if d.Done && len(waiting) > 0 {

@@ -13,12 +13,13 @@ func (p *planner) leave() {
 	if p.Image.DeletionTimestamp != nil {
 		return // all go together, once no volume waits
 	}
+	var stay []string
 	for _, c := range p.copies {
 		if isSafe(c) {
-			p.Safe = append(p.Safe, c.Name)
+			stay = append(stay, c.Name)
 		}
 	}
-	safe := len(p.Safe)
+	safe := len(stay)
 	for _, c := range p.copies {
 		why := p.mayGo(c)
 		switch {
@@ -27,6 +28,7 @@ func (p *planner) leave() {
 		case why == "":
 		case safe >= p.minimum:
 			p.delete(c.Name, why)
+			p.Safe = stay
 		default:
 			c.leaving = fmt.Sprintf("%s; it stays until %d copies are ready elsewhere, %d are", why, p.minimum, safe)
 		}
@@ -40,7 +42,7 @@ func (p *planner) leave() {
 // a copy is not ready, or not a copy of this image.
 func (p *planner) anew(c *placed) string {
 	switch {
-	case !p.anySound():
+	case !p.anySound:
 		return ""
 	case c.foreign:
 		return otherContent
@@ -109,16 +111,21 @@ func (p *planner) refuse(c *placed, safe int) {
 // isSafe reports whether a copy is ready where it stays.
 func isSafe(c *placed) bool { return c.standing == sound && c.keep && c.counts() }
 
-// use writes down a ready copy's last use, coarsely.
+// use writes down a ready copy's last use, coarsely. While a volume waits for it, it is in use, and that is written down
+// again and again: when the volume is made at last is not told.
 func (p *planner) use(c *placed) {
-	used := p.made[c.Spec.DiskUUID]
-	if len(p.waiting[c.Spec.DiskUUID]) > 0 || used.After(p.Now) {
-		used = p.Now
-	}
-	if c.standing != sound || p.Settings.CleanupWait < 0 || used.IsZero() {
+	if c.standing != sound || p.Settings.CleanupWait < 0 {
 		return
 	}
-	if known := p.known(c); used.Sub(known) > p.Settings.useStep() {
+	used, step := p.made[c.Spec.DiskUUID], p.Settings.useStep()
+	if used.After(p.Now) {
+		used = p.Now
+	}
+	if len(p.waiting[c.Spec.DiskUUID]) > 0 {
+		used = p.Now
+		p.again(step)
+	}
+	if !used.IsZero() && used.Sub(p.known(c)) > step {
 		p.Used = append(p.Used, Used{c.Name, used})
 	}
 }

@@ -86,6 +86,19 @@ func (m *model) tick(by time.Duration) {
 	}
 }
 
+// pass lets time pass with the controller awake: it plans again when the last plan said so.
+func (m *model) pass(by time.Duration) {
+	for by > 0 {
+		step := by
+		if again := m.plan().Again; again > 0 {
+			step = min(by, again)
+		}
+		m.tick(step)
+		m.act()
+		by -= step
+	}
+}
+
 func (m *model) set(conditions *[]metav1.Condition, ready bool) {
 	c := readyIf(ready)
 	c.LastTransitionTime = metav1.NewTime(m.s.Now)
@@ -335,8 +348,7 @@ func live(tb testing.TB, seed uint64) {
 			m.act()
 			m.plan()
 		}
-		m.tick(time.Duration(m.r.Int64N(int64([]time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour}[m.r.IntN(4)]))))
-		m.act()
+		m.pass(time.Duration(m.r.Int64N(int64([]time.Duration{time.Second, time.Minute, 10 * time.Minute, 2 * time.Hour}[m.r.IntN(4)]))))
 	}
 	m.checkRest(m.rest())
 }

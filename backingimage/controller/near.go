@@ -23,14 +23,18 @@ type Near struct {
 // originDisk is the disk that the origin copy must be on because the bytes are there, nil when that does not matter (any
 // more). The disks of volumes that wait come first, then those with a copy, then the best; those where it is stuck last.
 func (p *planner) originDisk() *v1alpha1.Disk {
-	near, nodes := p.nearDisks()
-	if len(near) == 0 || p.anySound() || p.failed() || p.awaited() {
+	if len(p.Near.Disks) == 0 || p.anySound || p.failed() || p.awaited() {
 		return nil
 	}
+	holds, nodes := p.nearPlaces()
 	for _, c := range p.copies {
-		if c.Spec.Origin && p.canFetch(c) && (slices.Contains(p.Near.Disks, c.Spec.DiskUUID) || nodes[nodeOf(c)]) {
+		if c.Spec.Origin && p.canFetch(c) && (holds[c.Spec.DiskUUID] || nodes[nodeOf(c)]) {
 			return c.disk
 		}
+	}
+	near := p.nearDisks(holds, nodes)
+	if len(near) == 0 {
+		return nil
 	}
 	useless := func(d *v1alpha1.Disk) bool {
 		c := p.on[d.Name]
@@ -46,35 +50,41 @@ func (p *planner) originDisk() *v1alpha1.Disk {
 	})
 }
 
-// nearDisks are the disks on which the origin copy can be made: those that hold the bytes, else others of their nodes; and the
-// nodes whose every disk will do.
-func (p *planner) nearDisks() ([]*v1alpha1.Disk, map[string]bool) {
-	if len(p.Near.Disks) == 0 {
-		return nil, nil
-	}
-	nodes := map[string]bool{}
+// nearPlaces are the disks that hold the bytes, and the nodes whose every disk will do.
+func (p *planner) nearPlaces() (holds, nodes map[string]bool) {
+	holds, nodes = map[string]bool{}, map[string]bool{}
 	for _, name := range p.Near.Disks {
+		holds[name] = true
 		if d := p.disks[name]; d != nil && d.Spec.NodeName != "" && !p.Near.Only {
 			nodes[d.Spec.NodeName] = true
 		}
+	}
+	return holds, nodes
+}
+
+// nearDisks are the disks on which the origin copy can be made: those that hold the bytes, else others of their nodes.
+func (p *planner) nearDisks(holds, nodes map[string]bool) []*v1alpha1.Disk {
+	eligible := make(map[*v1alpha1.Disk]bool, len(p.eligible))
+	for _, d := range p.eligible {
+		eligible[d] = true
 	}
 	var holding, beside []*v1alpha1.Disk
 	for _, d := range p.State.Disks {
 		if c := p.on[d.Name]; c != nil && c.foreign {
 			continue // its agent thinks that it is made
 		}
-		allowed := p.Near.Only || len(p.waiting[d.Name]) > 0 || slices.Contains(p.eligible, d)
+		allowed := p.Near.Only || len(p.waiting[d.Name]) > 0 || eligible[d]
 		switch {
-		case allowed && slices.Contains(p.Near.Disks, d.Name):
+		case allowed && holds[d.Name]:
 			holding = append(holding, d)
 		case allowed && nodes[d.Spec.NodeName]:
 			beside = append(beside, d)
 		}
 	}
 	if len(holding) > 0 {
-		return holding, nodes
+		return holding
 	}
-	return beside, nodes
+	return beside
 }
 
 // near finds where the bytes are that an image is made of. Why they are nowhere, or cannot be used, is not its affair: the

@@ -50,7 +50,7 @@ func (n *Nodes) Run(ctx context.Context) error {
 	return n.loop.Run(ctx)
 }
 
-// Reconcile listens to one node. Before it calls a node silent it asks the API server twice, a third of the silence time
+// Reconcile listens to one node. Before it calls a node silent it asks the API server twice, half of the silence time
 // apart: while that cannot be reached no heartbeat arrives, and it is not the nodes that are silent.
 func (n *Nodes) Reconcile(ctx context.Context, name string) (time.Duration, error) {
 	node, ok := n.store.Nodes.Get(name)
@@ -65,7 +65,7 @@ func (n *Nodes) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	}
 	silence := n.options.Settings.NodeSilence
 	quiet := n.options.Clock.Since(h.since)
-	if left := silence - silence/3 - quiet; left > 0 {
+	if left := silence/2 - quiet; left > 0 {
 		return left, nil
 	}
 	live, err := n.store.Nodes.Live(ctx, name)
@@ -75,10 +75,10 @@ func (n *Nodes) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	}
 	if !live.Status.LastHeartbeatTime.Equal(&h.heartbeat) {
 		n.listen(live)
-		return silence - silence/3, nil
+		return silence / 2, nil
 	}
 	if first := n.ask(name, true); first || quiet < silence {
-		return max(silence-quiet, silence/3), nil
+		return max(silence-quiet, silence/2), nil
 	}
 	return 0, n.silent(ctx, node, h)
 }

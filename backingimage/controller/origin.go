@@ -12,7 +12,7 @@ import (
 // can be reached there is no need of one, and who was one and is not ready stands down. near is the disk it must be on.
 func (p *planner) origin(near *v1alpha1.Disk) {
 	switch {
-	case p.anySound():
+	case p.anySound:
 		p.demote("")
 	case p.failed(), near == nil && p.awaited():
 		p.demoteRest()

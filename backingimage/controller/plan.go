@@ -46,7 +46,7 @@ type Decision struct {
 	Used    []Used                          // copies whose last use shall be written down, sorted by name
 	Refused []Note                          // copies whose cleanup was asked for and cannot be, and why, sorted by name
 	Why     map[string]string               // why copies go, by name
-	Safe    []string                        // names of the ready copies that stay, on which what goes relies
+	Safe    []string                        // names of the ready copies that stay, when what goes relies on them
 
 	Wanted int           // how many ready copies make the image healthy
 	Ready  int           // how many copies are ready and can be reached
@@ -102,6 +102,7 @@ type planner struct {
 	made     map[string]time.Time // when the last volume was made from the image, by disk
 	copies   []*placed            // sorted by disk
 	on       map[string]*placed   // by disk
+	anySound bool                 // whether a copy is ready and can be reached
 	eligible []*v1alpha1.Disk     // that may get a copy by our own choice
 	full     string               // what room a disk lacks that would be eligible else
 }

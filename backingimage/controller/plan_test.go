@@ -1,13 +1,8 @@
 package controller_test
 
 import (
-	"fmt"
-	"slices"
 	"strings"
 	"testing"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
@@ -139,113 +134,5 @@ func TestPlan(t *testing.T) {
 				t.Errorf("short: %q, want %q in it", d.Short, tc.short)
 			}
 		})
-	}
-}
-
-func created(d controller.Decision) string {
-	var disks []string
-	for _, c := range d.Create {
-		if c.Origin {
-			c.DiskUUID += "*"
-		}
-		disks = append(disks, c.DiskUUID)
-	}
-	return strings.Join(disks, " ")
-}
-
-func state(i *v1alpha1.BackingImage, with ...func(*controller.State)) controller.State {
-	s := controller.State{Image: i}
-	for _, w := range with {
-		w(&s)
-	}
-	return s
-}
-
-func image(name string, with ...func(*v1alpha1.BackingImage)) *v1alpha1.BackingImage {
-	i := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)}}
-	for _, w := range with {
-		w(i)
-	}
-	return i
-}
-
-func copies(n int) func(*v1alpha1.BackingImage) {
-	return func(i *v1alpha1.BackingImage) { i.Spec.MinNumberOfCopies = int32(n) }
-}
-
-func deleting(i *v1alpha1.BackingImage) { i.DeletionTimestamp = &metav1.Time{} }
-
-func name(image, disk string) string { return v1alpha1.CopyName("uid-"+image, disk) }
-
-// disks adds disks written as name/node/free[/tag], where the tags cordoned and unready mean what they say, and their nodes.
-func disks(specs ...string) func(*controller.State) {
-	return func(s *controller.State) {
-		for _, spec := range specs {
-			f := strings.Split(spec+"/", "/")
-			d := &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: f[0]}, Spec: v1alpha1.DiskSpec{NodeName: f[1], Tags: []string{f[3]}}}
-			fmt.Sscan(f[2], &d.Status.AvailableBytes)
-			allowed := f[3] != "cordoned"
-			d.Spec.AllowScheduling = &allowed
-			d.Status.Conditions = []metav1.Condition{readyIf(f[3] != "unready")}
-			s.Disks = append(s.Disks, d)
-			if !slices.ContainsFunc(s.Nodes, func(n *v1alpha1.StorageNode) bool { return n.Name == f[1] }) {
-				n := &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: f[1]}}
-				n.Status.Conditions = []metav1.Condition{readyIf(true)}
-				s.Nodes = append(s.Nodes, n)
-			}
-		}
-	}
-}
-
-func readyIf(ok bool) metav1.Condition {
-	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse}
-	if ok {
-		c.Status = metav1.ConditionTrue
-	}
-	return c
-}
-
-func waiting(volume, image, disk string) func(*controller.State) {
-	return func(s *controller.State) {
-		s.Volumes = append(s.Volumes, &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: volume}, Spec: v1alpha1.VolumeSpec{
-			DiskUUID: disk, Image: &v1alpha1.VolumeImage{Name: image, UID: "uid-" + image}}})
-	}
-}
-
-func cloned(volume, image, disk string) func(*controller.State) {
-	return func(s *controller.State) {
-		waiting(volume, image, disk)(s)
-		s.Volumes[len(s.Volumes)-1].Status.State = v1alpha1.VolumeReady
-	}
-}
-
-func copyOf(image, disk string, is v1alpha1.CopyState) func(*controller.State) {
-	return func(s *controller.State) {
-		s.Copies = append(s.Copies, &v1alpha1.BackingImageCopy{ObjectMeta: metav1.ObjectMeta{Name: name(image, disk)},
-			Spec:   v1alpha1.BackingImageCopySpec{Image: image, ImageUID: "uid-" + image, DiskUUID: disk},
-			Status: v1alpha1.BackingImageCopyStatus{State: is}})
-	}
-}
-
-func originOf(image, disk string) func(*controller.State) {
-	return func(s *controller.State) {
-		copyOf(image, disk, v1alpha1.CopyInProgress)(s)
-		s.Copies[len(s.Copies)-1].Spec.Origin = true
-	}
-}
-
-// near says where the bytes are that the image is made of.
-func near(only bool, disks ...string) func(*controller.State) {
-	return func(s *controller.State) { s.Near = controller.Near{Disks: disks, Only: only} }
-}
-
-// failed makes the last copy one that has failed for good.
-func failed(s *controller.State) { s.Copies[len(s.Copies)-1].Status.State = v1alpha1.CopyFailed }
-
-// foreignCopy is a copy of an image that had the name before.
-func foreignCopy(image, disk string) func(*controller.State) {
-	return func(s *controller.State) {
-		s.Copies = append(s.Copies, &v1alpha1.BackingImageCopy{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.CopyName("uid-old", disk)},
-			Spec: v1alpha1.BackingImageCopySpec{Image: image, ImageUID: "uid-old", DiskUUID: disk}})
 	}
 }

@@ -67,16 +67,12 @@ func (p *planner) note() {
 		}
 		p.use(c)
 	}
+	p.anySound = slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == sound })
 	for _, c := range p.copies {
-		if c.standing == failed && p.anySound() {
+		if c.standing == failed && p.anySound {
 			c.standing = stuck // the image has not failed
 		}
 	}
-}
-
-// anySound reports whether any copy is ready and can be reached.
-func (p *planner) anySound() bool {
-	return slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == sound })
 }
 
 // stand finds where one copy stands.
@@ -105,10 +101,11 @@ func (p *planner) stand(c *placed) {
 }
 
 // unreached is the standing of a copy that cannot be reached. One that never was ready has little to come back with, and is
-// not waited for as long.
+// not waited for as long, unless it holds what somebody has uploaded so far.
 func (p *planner) unreached(c *placed) standing {
 	wait := p.Settings.RecoveryWait
-	if !c.wasReady() {
+	uploaded := p.Image.Spec.SourceType == v1alpha1.SourceUpload && c.Status.BytesDone > 0
+	if !c.wasReady() && !uploaded {
 		wait = min(wait, p.Settings.OriginWait)
 	}
 	left := wait - p.Now.Sub(c.since)

@@ -89,7 +89,7 @@ func nothingYet(t *testing.T, u *user) {
 func imageIsFetched(t *testing.T, u *user) {
 	u.MustCLI("image", "create", "base", "--url", u.url+"/image.qcow2", "--checksum", u.image.SHA256, "--wait")
 	out := u.MustCLI("image", "show", "base")
-	for _, want := range []string{"State:", "ready", u.url, "64 MiB (67108864 bytes)", "Copy on disk", "test-node"} {
+	for _, want := range []string{"State:", "ready", u.url, "64 MiB (67108864 bytes)", "Copies:", "FROM", "test-node"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("image show lacks %q:\n%s", want, out)
 		}

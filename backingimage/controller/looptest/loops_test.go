@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2/ktesting"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -353,6 +354,47 @@ func TestDeletingAnImageOfDeadNodesEnds(t *testing.T) {
 	if left := c.store.Copies.List(); len(left) > 0 {
 		t.Errorf("copies are left: %v", left)
 	}
+}
+
+// TestNobodyIsSilentBecauseTheAPIIsAway calls the loop by hand, with a clock that the test turns.
+func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
+	c := newCluster(t, "n1")
+	c.say(c.dead, "n1", true)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	time.Sleep(100 * time.Millisecond) // the turn that the played agent was in is over
+	c.beat(ctx, "n1")
+	c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) { return isReady(n), nil }))
+	clock := clocktesting.NewFakeClock(time.Now())
+	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Recorder: c.events, Clock: clock})
+	look := func(ctx context.Context, what string, fails, silent bool) {
+		t.Helper()
+		_, err := loop.Reconcile(ctx, "n1")
+		if n, lerr := c.store.Nodes.Live(context.Background(), "n1"); lerr != nil || (err != nil) != fails || isReady(n) == silent {
+			t.Fatalf("%s: %v, %v, ready: %t", what, err, lerr, isReady(n))
+		}
+	}
+	away, end := context.WithCancel(ctx)
+	end()
+
+	look(ctx, "heard", false, false)
+	clock.Step(40 * time.Second)
+	look(ctx, "quiet, and the API server says so", false, false)
+	clock.Step(time.Minute)
+	look(away, "quiet, and the API is away", true, false)
+	clock.Step(time.Hour)
+	look(ctx, "the API is back, and nobody had time to say anything", false, false)
+	clock.Step(29 * time.Second)
+	c.beat(ctx, "n1")
+	look(ctx, "heard again", false, false)
+	clock.Step(31 * time.Second)
+	look(ctx, "quiet again", false, false)
+	clock.Step(30 * time.Second)
+	look(ctx, "quiet for a minute, and the API server said so twice", false, true)
+}
+
+func isReady(n *v1alpha1.StorageNode) bool {
+	return n != nil && meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady)
 }
 
 func TestRestartsOfTheControllerChangeNothing(t *testing.T) {

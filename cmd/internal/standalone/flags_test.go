@@ -55,3 +55,28 @@ func TestDownloadRanges(t *testing.T) {
 		}
 	}
 }
+
+func TestAddressesForOthers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args      string
+		advertise string
+		refused   string // the flag
+	}{
+		"loopback needs none":                     {"--api-listen 127.0.0.1:0", "", ""},
+		"every address needs one that others use": {"--api-listen 0.0.0.0:6443", "", "--advertise-address: "},
+		"no host is every address":                {"--api-listen :6443", "", "--advertise-address: "},
+		"a host":                                  {"--api-listen 0.0.0.0:6443 --advertise-address n1.test", "n1.test", ""},
+		"the port is that of the peers' server":   {"--api-listen [::]:6443 --advertise-address [fd00::1]:9281", "fd00::1", ""},
+		"no port":                                 {"--api-listen 192.0.2.1", "", "--api-listen: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := parse(strings.Fields(tc.args)...)
+			if tc.refused != "" && (!backingimage.Is(err, backingimage.Invalid) || !strings.HasPrefix(err.Error(), tc.refused)) {
+				t.Errorf("got %v, want it to be refused for %s", err, tc.refused)
+			}
+			if tc.refused == "" && (err != nil || c.agent.AdvertiseHost() != tc.advertise) {
+				t.Errorf("others are told %q, want %q (%v)", c.agent.AdvertiseHost(), tc.advertise, err)
+			}
+		})
+	}
+}
