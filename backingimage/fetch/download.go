@@ -111,7 +111,7 @@ func (d *download) resume(ctx context.Context) error {
 func (d *download) blank() {
 	d.close()
 	d.info, d.hint, d.tail = format.Info{}, -1, nil
-	d.hashes = newHashes(d.want)
+	d.hashes = newHashes(d.want, !d.job.Unpublished)
 	d.digests = new(manifest.Builder)
 	d.savedChunks, d.savedOffset, d.savedTime = 0, 0, d.job.Clock.Now()
 	d.saving.Store(false)

@@ -51,6 +51,7 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage, open func(context.Context) (source.Source, error)) attempt {
 	job := fetch.Job{
 		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID, Checksum: image.Spec.Checksum,
+		Unpublished:   image.Spec.SourceType == v1alpha1.SourceUpload,
 		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
 	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {

@@ -266,6 +266,8 @@ func Classify(action, noun, name string, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s %s %q: %w", action, noun, name, err)
+	case apierrors.IsNotFound(err) && unserved(err):
+		return backingimage.Errorf(backingimage.NotReady, "%s %s %q: the API does not serve that kind: it is starting, or the definitions in deploy/crds are not installed", action, noun, name)
 	case apierrors.IsNotFound(err):
 		return backingimage.Errorf(backingimage.NotFound, "there is no %s %q", noun, name)
 	case apierrors.IsAlreadyExists(err):
@@ -276,4 +278,10 @@ func Classify(action, noun, name string, err error) error {
 		kind = backingimage.NotReady
 	}
 	return backingimage.Errorf(kind, "%s %s %q: %w", action, noun, name, err)
+}
+
+// unserved reports whether a 404 is about the path, and not about an object: a server that starts answers before it serves
+// every kind.
+func unserved(err error) bool {
+	return apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 }

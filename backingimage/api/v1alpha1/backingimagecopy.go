@@ -65,7 +65,7 @@ type BackingImageCopyStatus struct {
 	// RealSize is what the copy occupies, in bytes.
 	// +optional
 	RealSize int64 `json:"realSize,omitempty"`
-	// Checksum is the SHA-512 of the source file, in hexadecimal.
+	// Checksum is the SHA-512 of the source file, in hexadecimal; empty where there is none.
 	// +optional
 	Checksum string `json:"checksum,omitempty"`
 	// ContentDigest is the BLAKE3 root over the raw content.
