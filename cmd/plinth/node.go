@@ -25,7 +25,7 @@ var nodes = &noun[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]{
 	resource: func(c *store.Client) *store.Resource[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList] {
 		return c.Nodes
 	},
-	empty:  "A machine becomes one when `plinth standalone` runs on it.",
+	empty:  "A machine becomes one when `plinth standalone` or `plinth node` runs on it.",
 	header: []string{"NAME", "READY", "SCHEDULABLE", "TAGS", "HEARTBEAT", "VERSION", "AGE"},
 	row:    nodeRow,
 	show:   showNode,
