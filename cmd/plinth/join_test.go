@@ -29,7 +29,7 @@ func TestJoin(t *testing.T) {
 		}
 	})
 	t.Run("the kubeconfig of a node has the address for others", func(t *testing.T) {
-		text, err := os.ReadFile(filepath.Join(n2.Dir, "join.kubeconfig"))
+		text, err := os.ReadFile(n2.Kubeconfig)
 		if err != nil || !strings.Contains(string(text), "https://127.0.0.2:") {
 			t.Errorf("it is not there (%v)", err)
 		}

@@ -31,19 +31,17 @@ func Start(tb testing.TB, o Options) *Standalone {
 	return s
 }
 
-// Node is a running `plinth node`. Its CLI talks to the API as the owner of the Standalone and to the node's own CSI socket.
+// Node is a running `plinth node`. Its CLI may do what the node may, and talks to the node's own CSI socket.
 type Node struct{ Process }
 
-// StartNode starts `plinth node` with an API of its own kubeconfig from the Standalone, and returns when it is ready. o.NodeName is
-// required.
+// StartNode starts `plinth node`, which joins the Standalone, and returns when it is ready. o.NodeName is required.
 func (s *Standalone) StartNode(o Options) *Node {
 	s.tb.Helper()
 	n := &Node{newProcess(s.tb, "node", o)}
-	n.Kubeconfig = s.Kubeconfig
-	joining := filepath.Join(n.Dir, "join.kubeconfig")
-	if err := os.WriteFile(joining, []byte(s.MustCLI("node", "join-config", o.NodeName)), 0o600); err != nil {
+	n.Kubeconfig = filepath.Join(n.Dir, "kubeconfig")
+	if err := os.WriteFile(n.Kubeconfig, []byte(s.MustCLI("node", "join-config", o.NodeName)), 0o600); err != nil {
 		s.tb.Fatal(err)
 	}
-	n.run(o, "--kubeconfig", joining)
+	n.run(o, "--kubeconfig", n.Kubeconfig)
 	return n
 }
