@@ -3,46 +3,55 @@ package standalone
 import (
 	"context"
 	"io"
+	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"plinth.dev/plinth/backingimage"
 )
 
-func TestWaitsAsFlags(t *testing.T) {
-	for name, tc := range map[string]struct {
-		args    []string
-		refused string // the flag
-		check   func(c Config) bool
-	}{
-		"the defaults are an hour, five minutes and a minute": {check: func(c Config) bool {
-			s := c.images.Settings
-			return s.CleanupWait == time.Hour && s.RecoveryWait == 5*time.Minute && s.NodeSilence == time.Minute && c.agent.Heartbeat == 20*time.Second
-		}},
-		"a cleanup wait of nothing is for ever": {args: []string{"--cleanup-wait", "0"}, check: func(c Config) bool { return c.images.Settings.CleanupWait < 0 }},
-		"heartbeats keep to a short silence":    {args: []string{"--node-silence", "6s"}, check: func(c Config) bool { return c.agent.Heartbeat == 2*time.Second }},
-		"room is the same for images and volumes": {args: []string{"--over-provisioning", "150", "--minimal-available", "5"}, check: func(c Config) bool {
-			l := c.images.Settings.Limits
-			return l.OverProvisioningPercent == 150 && l.MinimalAvailablePercent == 5 && c.provisioner.OverProvisioningPercent == 150
-		}},
-		"a cleanup before the last use":         {args: []string{"--cleanup-wait", "-1s"}, refused: "--cleanup-wait"},
-		"a recovery wait of nothing":            {args: []string{"--recovery-wait", "0"}, refused: "--recovery-wait"},
-		"a silence shorter than any heartbeats": {args: []string{"--node-silence", "1s"}, refused: "--node-silence"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var got Config
-			endpoint := "unix:///tmp/none"
-			cmd := NewCommand(&endpoint, func(_ context.Context, c Config, _ io.Writer) error { got = c; return nil })
-			cmd.SetArgs(tc.args)
-			cmd.SilenceErrors, cmd.SilenceUsage = true, true
-			err := cmd.Execute()
-			switch {
-			case tc.refused != "" && (!backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), tc.refused)):
-				t.Errorf("got %v, want it to be refused", err)
-			case tc.refused == "" && (err != nil || !tc.check(got)):
-				t.Errorf("got %v and %+v", err, got.images.Settings)
-			}
-		})
+// parse gives what arguments mean, or the error that they are refused with.
+func parse(args ...string) (c Config, err error) {
+	endpoint := "unix:///nowhere"
+	cmd := NewCommand(&endpoint, func(_ context.Context, parsed Config, _ io.Writer) error {
+		c = parsed
+		return nil
+	})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetArgs(args)
+	return c, cmd.Execute()
+}
+
+func TestDownloadsGoThroughTheEnvironmentsProxy(t *testing.T) {
+	for name, value := range map[string]string{"HTTP_PROXY": "", "HTTPS_PROXY": "http://proxy.test:3128", "NO_PROXY": ".inside.test", "http_proxy": "", "https_proxy": "", "no_proxy": ""} {
+		t.Setenv(name, value)
+	}
+	c, err := parse()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HTTPS_PROXY", "http://later.test:3128") // too late
+	for to, want := range map[string]string{"https://images.test/a": "http://proxy.test:3128", "https://a.inside.test/a": "", "http://images.test/a": ""} {
+		u, err := url.Parse(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		via, err := c.agent.Source.Proxy(u)
+		if err != nil || (via == nil) != (want == "") || via != nil && via.String() != want {
+			t.Errorf("%s goes through %v, want %q (%v)", to, via, want, err)
+		}
+	}
+}
+
+func TestDownloadRanges(t *testing.T) {
+	for args, want := range map[string]int{"": 4, "--download-ranges=1": 1, "--download-ranges=32": 32} {
+		if c, err := parse(strings.Fields(args)...); err != nil || c.agent.Source.Connections != want {
+			t.Errorf("%q: %d connections, %v", args, c.agent.Source.Connections, err)
+		}
+	}
+	for _, n := range []string{"0", "-1", "33"} {
+		if _, err := parse("--download-ranges=" + n); !backingimage.Is(err, backingimage.Invalid) || !strings.HasPrefix(err.Error(), "--download-ranges: ") {
+			t.Errorf("%s: got %v", n, err)
+		}
 	}
 }
