@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +42,12 @@ func TestJoin(t *testing.T) {
 			mounts(t, owner, at, url, image.SHA256)
 		})
 	}
+	t.Run("a second agent of a name is refused", func(t *testing.T) {
+		refusedNode(t, owner, 4, "another agent runs under this name", "--kubeconfig", n2.Kubeconfig, "--node-name", "n2")
+	})
+	t.Run("an agent with another node's token is refused", func(t *testing.T) {
+		refusedNode(t, owner, 1, `the token is node "n2"'s`, "--kubeconfig", n2.Kubeconfig, "--node-name", "n4")
+	})
 	t.Run("a node that is killed finds its volume mounted when it is back", func(t *testing.T) {
 		n3.Kill()
 		untilReady(t, owner, "n3", "no")
@@ -59,6 +68,23 @@ func TestJoin(t *testing.T) {
 		untilReady(t, owner, "n3", "no")
 		untilReady(t, owner, "n2", "yes")
 	})
+}
+
+// refusedNode starts a further agent that must end with an exit code and a message.
+func refusedNode(t *testing.T, owner *plinthtest.Standalone, code int, says string, args ...string) {
+	t.Helper()
+	dir, err := os.MkdirTemp(owner.Dir, "refused-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	args = slices.Concat([]string{"node", "--data-dir", dir, "--csi-endpoint", "unix://" + filepath.Join(dir, "csi.sock"), "--pool-size", "1Gi", "--heartbeat", "1s"}, args)
+	cmd := exec.CommandContext(ctx, owner.Binary, args...)
+	out, err := cmd.CombinedOutput()
+	if got := cmd.ProcessState.ExitCode(); got != code || !strings.Contains(string(out), says) {
+		t.Errorf("exit code %d, want %d with %q (%v)\n%s", got, code, says, err, out)
+	}
 }
 
 // mounts makes a volume on a node through the controller's socket, and mounts it through the node's own.

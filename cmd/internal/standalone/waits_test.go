@@ -1,8 +1,6 @@
 package standalone
 
 import (
-	"context"
-	"io"
 	"strings"
 	"testing"
 	"time"
@@ -31,12 +29,7 @@ func TestWaitsAsFlags(t *testing.T) {
 		"a silence shorter than any heartbeats": {args: []string{"--node-silence", "1s"}, refused: "--node-silence"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var got Config
-			endpoint := "unix:///tmp/none"
-			cmd := NewCommand(&endpoint, func(_ context.Context, c Config, _ io.Writer) error { got = c; return nil })
-			cmd.SetArgs(tc.args)
-			cmd.SilenceErrors, cmd.SilenceUsage = true, true
-			err := cmd.Execute()
+			got, err := parse(tc.args...)
 			switch {
 			case tc.refused != "" && (!backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), tc.refused)):
 				t.Errorf("got %v, want it to be refused", err)
