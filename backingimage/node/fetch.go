@@ -23,8 +23,8 @@ type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Resul
 // may take asking a server, for which no other copy should wait.
 func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
-	for uuid, other := range a.disks {
-		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
+	for _, other := range a.disks.List() {
+		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())); ok && other != d && near.Status.State == v1alpha1.CopyReady {
 			from := other.Layout().Image(c.Spec.ImageUID)
 			return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 				return fetch.CopyLocal(ctx, from, staged, report)
@@ -122,7 +122,11 @@ func guarded(ctx context.Context, run attempt, report func(fetch.Progress)) (res
 }
 
 func publish(d *disk.Disk, uid string) error {
-	if err := d.PublishImage(uid); err != nil {
+	err := d.Usable() // it may have become another since the fetch began
+	if err == nil {
+		err = d.PublishImage(uid)
+	}
+	if err != nil {
 		return fmt.Errorf("publish copy: %w", err)
 	}
 	return nil

@@ -58,9 +58,9 @@ func (a *Agent) planClone(ctx context.Context, c *v1alpha1.BackingImageCopy, d *
 
 // readyCopy is the directory of an image's ready copy on a disk, or else on another one of this node.
 func (a *Agent) readyCopy(imageUID, preferred string) (dir string, ready bool) {
-	for uuid, d := range a.disks {
-		c, ok := a.store.Copies.Get(v1alpha1.CopyName(imageUID, uuid))
-		if ok && c.Status.State == v1alpha1.CopyReady && (!ready || uuid == preferred) {
+	for _, d := range a.disks.List() {
+		c, ok := a.store.Copies.Get(v1alpha1.CopyName(imageUID, d.UUID()))
+		if ok && c.Status.State == v1alpha1.CopyReady && (!ready || d.UUID() == preferred) {
 			dir, ready = d.Layout().Image(imageUID), true
 		}
 	}

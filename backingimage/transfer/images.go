@@ -60,7 +60,7 @@ func (s *served) Write(p []byte) (int, error) {
 
 // readyCopy finds a finished copy of an image on this node's disks. NotFound.
 func (s *Server) readyCopy(uid string) (dir string, record fetch.Record, err error) {
-	for _, d := range s.disks {
+	for _, d := range s.disks.List() {
 		dir := d.Layout().Image(uid)
 		if record, err := fetch.ReadRecord(dir); err == nil {
 			return dir, record, nil

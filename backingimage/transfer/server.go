@@ -48,7 +48,7 @@ type Server struct {
 	listener net.Listener
 	identity *Identity
 	store    *store.Store
-	disks    map[string]*disk.Disk // by UUID
+	disks    *disk.Set // by UUID
 	uploads  *Uploads
 	options  Options
 	handler  http.Handler
@@ -67,11 +67,8 @@ const (
 )
 
 // NewServer makes the server of an agent, on a listener that it closes in the end. It starts nothing.
-func NewServer(l net.Listener, id *Identity, s *store.Store, disks []*disk.Disk, u *Uploads, o Options) (*Server, error) {
-	srv := &Server{listener: l, identity: id, store: s, disks: map[string]*disk.Disk{}, uploads: u, options: o.withDefaults()}
-	for _, d := range disks {
-		srv.disks[d.UUID()] = d
-	}
+func NewServer(l net.Listener, id *Identity, s *store.Store, disks *disk.Set, u *Uploads, o Options) (*Server, error) {
+	srv := &Server{listener: l, identity: id, store: s, disks: disks, uploads: u, options: o.withDefaults()}
 	srv.places = make(chan struct{}, srv.options.MaxRequests)
 	srv.asking = flowcontrol.NewTokenBucketRateLimiter(10, 50)
 	tus, err := srv.newTus()

@@ -1,4 +1,4 @@
-package standalone
+package agent
 
 import (
 	"net"
@@ -12,6 +12,7 @@ import (
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // peerConfig is what the flags say of the HTTPS server.
@@ -22,16 +23,16 @@ type peerConfig struct {
 	uploadIdle time.Duration
 }
 
-func (f *flags) peerConfig(dataDir string) (peerConfig, error) {
+func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
 	p := peerConfig{listen: f.peerListen, advertise: f.advertiseAddress, identity: filepath.Join(dataDir, "agent"), uploadIdle: f.uploadIdle}
 	host, _, err := net.SplitHostPort(f.peerListen)
 	switch {
 	case err != nil:
-		return p, flagError("peer-listen", "%w; write host:port, e.g. 127.0.0.1:0", err)
+		return p, program.FlagError("peer-listen", "%w; write host:port, e.g. 127.0.0.1:0", err)
 	case p.advertise == "" && unspecified(host):
-		return p, flagError("advertise-address", "--peer-listen %s is every address of this machine; say with which of them others reach it", f.peerListen)
+		return p, program.FlagError("advertise-address", "--peer-listen %s is every address of this machine; say with which of them others reach it", f.peerListen)
 	case f.uploadIdle <= 0:
-		return p, flagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
+		return p, program.FlagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
 	}
 	return p, nil
 }
@@ -39,6 +40,14 @@ func (f *flags) peerConfig(dataDir string) (peerConfig, error) {
 func unspecified(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+// AdvertiseHost is the host in --advertise-address, without a port; "" when the flag is not given.
+func (c *Config) AdvertiseHost() string {
+	if host, _, err := net.SplitHostPort(c.peers.advertise); err == nil {
+		return host
+	}
+	return c.peers.advertise
 }
 
 // peers are the HTTPS server's parts before it is made.
@@ -75,6 +84,6 @@ func (p peerConfig) address(listening string) string {
 }
 
 // server makes the HTTPS server.
-func (p *peers) server(s *store.Store, disks []*disk.Disk, r prometheus.Registerer) (*transfer.Server, error) {
+func (p *peers) server(s *store.Store, disks *disk.Set, r prometheus.Registerer) (*transfer.Server, error) {
 	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, transfer.Options{Metrics: transfer.NewMetrics(r)})
 }
