@@ -16,6 +16,7 @@ const (
 	noToken      = "no-token"
 	wrongToken   = "wrong-token"
 	expiredToken = "expired-token"
+	notAsked     = "not-asked" // the API server could not be asked, or not so often: nothing is known of the token
 )
 
 // refusal is what every caller hears who has no good token for the image, whether there is one or not.
@@ -44,13 +45,22 @@ func (s *Server) authorized(route string, next imageHandler) http.Handler {
 		if image == nil {
 			s.options.Metrics.refused.WithLabelValues(reason).Inc()
 			klog.FromContext(r.Context()).V(2).Info("Refused a request", "route", route, "from", r.RemoteAddr, "reason", reason)
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			w.Header().Set("Connection", "close")
-			http.Error(w, refusal, http.StatusUnauthorized)
+			refuse(w, reason)
 			return
 		}
 		next(w, r.WithContext(context.WithValue(r.Context(), imageKey{}, image)))
 	})
+}
+
+func refuse(w http.ResponseWriter, reason string) {
+	w.Header().Set("Connection", "close")
+	if reason == notAsked {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "the token cannot be checked just now; try again", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("WWW-Authenticate", "Bearer")
+	http.Error(w, refusal, http.StatusUnauthorized)
 }
 
 func bearer(r *http.Request) Token {
@@ -70,14 +80,16 @@ func (s *Server) admit(ctx context.Context, uid string, t Token) (*v1alpha1.Back
 	if !uidPattern.MatchString(uid) {
 		return nil, wrongToken
 	}
-	image, reason := s.judge(s.store.Images.List(), uid, t)
-	if image != nil || !s.asking.TryAccept() {
-		return image, reason
+	if image, _ := s.judge(s.store.Images.List(), uid, t); image != nil {
+		return image, ""
+	}
+	if !s.asking.TryAccept() {
+		return nil, notAsked
 	}
 	live, err := s.store.Images.LiveList(ctx)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot look up an image")
-		return nil, reason
+		return nil, notAsked
 	}
 	return s.judge(live, uid, t)
 }

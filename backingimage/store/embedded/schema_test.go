@@ -105,6 +105,12 @@ func testCreate(t *testing.T, c *store.Client) {
 			mustRefuse(t, err, test.message)
 		})
 	}
+	for _, name := range []string{"..", "../etc/passwd", "a/b", "Fedora", "ä", "a\u202eb", "a b", strings.Repeat("a", 300)} {
+		t.Run("the name "+name[:min(len(name), 20)]+" is refused", func(t *testing.T) {
+			_, err := c.Images.Create(testContext(t), image(name), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, "metadata.name")
+		})
+	}
 	t.Run("no copies at all is refused", func(t *testing.T) {
 		// The Go type leaves a zero out, so that it gets the default; YAML can say it.
 		body := `{"apiVersion":"plinth.dev/v1alpha1","kind":"BackingImage","metadata":{"name":"zero"},"spec":{"sourceType":"upload","minNumberOfCopies":0}}`
