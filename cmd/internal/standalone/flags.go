@@ -41,6 +41,7 @@ type flags struct {
 	peerListen       string
 	advertiseAddress string
 	uploadIdle       time.Duration
+	peerBandwidth    string
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -88,6 +89,7 @@ name another.`,
 	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
 	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
+	flags.StringVar(&f.peerBandwidth, "peer-bandwidth", "", "most `bytes` of images a second that are sent to other nodes and to people, e.g. 100Mi (default: no limit)")
 	return cmd
 }
 

@@ -110,6 +110,7 @@ func join(cfg Config, api *rest.Config, disks *disk.Set) (*parts, error) {
 		return nil, err
 	}
 	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
+	cfg.agent.Identity, cfg.agent.Shares = peers.identity, peers.shares
 	cfg.agent.Disks, cfg.agent.PoolBytes = cfg.disks, cfg.poolBytes
 	agent := node.New(cfg.nodeName, s, disks, cfg.agent)
 	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
