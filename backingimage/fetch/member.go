@@ -74,8 +74,8 @@ func (s *swarm) gather(ctx context.Context, group *parallel.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	interval := listInterval
-	if len(s.members) == 0 {
-		interval = time.Second
+	if len(s.members) == 0 || time.Since(s.progress) > shownAfter {
+		interval = time.Second // somebody may have moved, or come up
 	}
 	if s.listing || time.Since(s.listed) < interval {
 		return
