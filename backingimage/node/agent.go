@@ -29,6 +29,9 @@ import (
 	"plinth.dev/plinth/backingimage/transfer"
 )
 
+// DefaultHeartbeat is how often an agent says that it runs, unless told otherwise.
+const DefaultHeartbeat = 20 * time.Second
+
 // Options of an Agent.
 type Options struct {
 	Version          string             // of this program, for StorageNode.status
@@ -65,7 +68,7 @@ func (o Options) withDefaults() Options {
 		o.Source.Connections = 4
 	}
 	if o.Heartbeat == 0 {
-		o.Heartbeat = 20 * time.Second
+		o.Heartbeat = DefaultHeartbeat
 	}
 	if o.TakeOverAfter == 0 {
 		o.TakeOverAfter = 3 * max(o.Heartbeat, time.Second) // heartbeats are written in whole seconds

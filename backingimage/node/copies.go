@@ -158,7 +158,7 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
 	*s = v1alpha1.BackingImageCopyStatus{
 		State: v1alpha1.CopyReady, Progress: 100, Warning: r.Warning, ResolvedSource: r.Resolved, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
-		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastVerifiedTime: s.LastVerifiedTime, LastStateTransitionTime: s.LastStateTransitionTime,
+		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastUsedTime: s.LastUsedTime, LastVerifiedTime: s.LastVerifiedTime, LastStateTransitionTime: s.LastStateTransitionTime,
 	}
 }
 

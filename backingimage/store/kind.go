@@ -37,7 +37,18 @@ type Kind[T Object] struct {
 	informer cache.SharedIndexInformer
 }
 
-func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string) *Kind[T] {
+// indexes of a kind's cache, by their names; each function gives the values under which an object is found.
+type indexes[T Object] map[string]func(T) []string
+
+func (i indexes[T]) indexers() cache.Indexers {
+	all := cache.Indexers{}
+	for name, values := range i {
+		all[name] = func(o any) ([]string, error) { return values(o.(T)), nil }
+	}
+	return all
+}
+
+func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string, by indexes[T]) *Kind[T] {
 	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
 	lw := plainLists{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -54,7 +65,7 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 		client:   client,
 		list:     list,
 		selector: fieldSelector,
-		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{}),
+		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{Indexers: by.indexers()}),
 	}
 }
 
@@ -77,7 +88,20 @@ func (k *Kind[T]) Get(name string) (T, bool) {
 
 // List returns all objects in the cache, sorted by name.
 func (k *Kind[T]) List() []T {
-	objs := k.informer.GetStore().List()
+	return sorted[T](k.informer.GetStore().List())
+}
+
+// By returns the objects in the cache that an index has under a value, sorted by name, without looking at the others. The
+// index must be one of those that the kind's Store has for it.
+func (k *Kind[T]) By(index, value string) []T {
+	objs, err := k.informer.GetIndexer().ByIndex(index, value)
+	if err != nil {
+		panic(fmt.Sprintf("the cache of kind %s has no index %q", k.name, index)) // a fault of the caller's
+	}
+	return sorted[T](objs)
+}
+
+func sorted[T Object](objs []any) []T {
 	list := make([]T, len(objs))
 	for i, o := range objs {
 		list[i] = o.(T)

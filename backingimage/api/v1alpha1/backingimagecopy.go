@@ -18,6 +18,10 @@ type BackingImageCopySpec struct {
 	// Origin is set on the one copy that fetches from the image's source; the others copy from it.
 	// +optional
 	Origin bool `json:"origin,omitempty"`
+	// CleanupRequested asks for the copy to go now and not after the cleanup wait. The controller removes the copy, or, where
+	// the image needs it, takes the request back and says in status.message why.
+	// +optional
+	CleanupRequested bool `json:"cleanupRequested,omitempty"`
 }
 
 // BackingImageCopyStatus is what the agent found and does.
@@ -73,6 +77,9 @@ type BackingImageCopyStatus struct {
 	// NextTryTime is when a failed copy will be tried again; absent when trying again cannot help.
 	// +optional
 	NextTryTime *metav1.Time `json:"nextTryTime,omitempty"`
+	// LastUsedTime is when a volume last was made from the copy, within a few minutes. The controller writes it.
+	// +optional
+	LastUsedTime *metav1.Time `json:"lastUsedTime,omitempty"`
 	// LastVerifiedTime is when the copy's bytes were last read and agreed with the manifest.
 	// +optional
 	LastVerifiedTime *metav1.Time `json:"lastVerifiedTime,omitempty"`

@@ -14,3 +14,9 @@ const (
 	DiskTwin      = "TwoDisks"     // two disks have its UUID
 	DiskSilent    = "NotAnswering" // reading or writing it does not end
 )
+
+// NodeSilent is the reason of a node's Ready condition while nothing is heard of its agent.
+const NodeSilent = "Silent"
+
+// ImageLost is the reason of an image's Ready condition when every copy is lost and its source cannot give it again.
+const ImageLost = "Lost"

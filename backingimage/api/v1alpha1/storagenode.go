@@ -75,6 +75,9 @@ type StorageNodeStatus struct {
 	// +listType=map
 	// +listMapKey=path
 	Disks []NodeDisk `json:"disks,omitempty"`
+	// Cordoned is true while the node's Kubernetes Node is unschedulable: copies are moved away as for evictionRequested.
+	// +optional
+	Cordoned bool `json:"cordoned,omitempty"`
 	// Conditions: Ready.
 	// +optional
 	// +listType=map

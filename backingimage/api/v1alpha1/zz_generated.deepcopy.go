@@ -133,6 +133,10 @@ func (in *BackingImageCopyStatus) DeepCopyInto(out *BackingImageCopyStatus) {
 		in, out := &in.NextTryTime, &out.NextTryTime
 		*out = (*in).DeepCopy()
 	}
+	if in.LastUsedTime != nil {
+		in, out := &in.LastUsedTime, &out.LastUsedTime
+		*out = (*in).DeepCopy()
+	}
 	if in.LastVerifiedTime != nil {
 		in, out := &in.LastVerifiedTime, &out.LastVerifiedTime
 		*out = (*in).DeepCopy()

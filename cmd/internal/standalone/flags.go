@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/controller"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/node"
@@ -38,6 +39,9 @@ type flags struct {
 	downloadRanges   int
 	overProvisioning int64
 	minimalAvailable int64
+	cleanupWait      time.Duration
+	recoveryWait     time.Duration
+	nodeSilence      time.Duration
 	peerListen       string
 	advertiseAddress string
 	uploadIdle       time.Duration
@@ -85,7 +89,10 @@ name another.`,
 	flags.IntVar(&f.maxFetches, "max-fetches", 5, "`number` of images fetched at once")
 	flags.IntVar(&f.downloadRanges, "download-ranges", 4, "`number` of connections that one large download uses at once")
 	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
-	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes")
+	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes and copies")
+	flags.DurationVar(&f.cleanupWait, "cleanup-wait", time.Hour, "`time` after its last use for which a copy stays that nothing wants; 0: for ever")
+	flags.DurationVar(&f.recoveryWait, "recovery-wait", 5*time.Minute, "`time` for which a copy that cannot be reached counts as there, before another is made")
+	flags.DurationVar(&f.nodeSilence, "node-silence", time.Minute, "`time` without a heartbeat after which a node counts as silent")
 	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
 	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
@@ -108,6 +115,7 @@ type Config struct {
 	peers       peerConfig
 	agent       node.Options
 	provisioner provisioner.Options
+	images      controller.Options
 }
 
 // config checks the flags. What it refuses is Invalid and names the flag.
@@ -193,8 +201,31 @@ func (f *flags) limits(cfg *Config) error {
 	cfg.agent.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	cfg.agent.Version = program.Version
 	cfg.provisioner = provisioner.Options{OverProvisioningPercent: f.overProvisioning, MinimalAvailablePercent: f.minimalAvailable}
+	return f.waits(cfg)
+}
+
+// waits are the flags that say how long the controllers wait.
+func (f *flags) waits(cfg *Config) error {
+	switch {
+	case f.cleanupWait < 0:
+		return flagError("cleanup-wait", "%s is before the last use; give 0 to keep copies for ever, or e.g. 60m", f.cleanupWait)
+	case f.recoveryWait < time.Second:
+		return flagError("recovery-wait", "%s is no time to come back in; give at least 1s, e.g. 5m", f.recoveryWait)
+	case f.nodeSilence < leastSilence:
+		return flagError("node-silence", "in %s no node says much; give at least %s, e.g. 1m", f.nodeSilence, leastSilence)
+	}
+	s := controller.Settings{CleanupWait: f.cleanupWait, RecoveryWait: f.recoveryWait, NodeSilence: f.nodeSilence}
+	if f.cleanupWait == 0 {
+		s.CleanupWait = -1
+	}
+	s.Limits.OverProvisioningPercent, s.Limits.MinimalAvailablePercent = f.overProvisioning, f.minimalAvailable
+	cfg.images.Settings = s
+	cfg.agent.Heartbeat = min(node.DefaultHeartbeat, f.nodeSilence/3)
 	return nil
 }
+
+// leastSilence leaves room for three heartbeats of a second.
+const leastSilence = 3 * time.Second
 
 // sizeFlag reads a size in bytes, with or without a unit.
 func sizeFlag(flag, value string, least int64) (int64, error) {

@@ -83,6 +83,7 @@ type parts struct {
 	store   *store.Store
 	agent   *node.Agent
 	images  *controller.Images
+	nodes   *controller.Nodes
 	volumes *provisioner.VolumeLoop
 	csi     *csi.Server
 	http    *httpServer
@@ -104,7 +105,7 @@ func join(cfg Config, api *rest.Config, disks *disk.Set) (*parts, error) {
 	}
 	engines := newEngines(disks)
 	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
-	cfg.agent.Openers, cfg.provisioner.Credentials = cfg.Openers, secrets
+	cfg.agent.Openers, cfg.provisioner.Credentials, cfg.images.Credentials = cfg.Openers, secrets, secrets
 	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
 	if err != nil {
 		return nil, err
@@ -113,7 +114,7 @@ func join(cfg Config, api *rest.Config, disks *disk.Set) (*parts, error) {
 	cfg.agent.Identity, cfg.agent.Shares = peers.identity, peers.shares
 	cfg.agent.Disks, cfg.agent.PoolBytes = cfg.disks, cfg.poolBytes
 	agent := node.New(cfg.nodeName, s, disks, cfg.agent)
-	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
+	p := &parts{store: s, agent: agent, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images), volumes: provisioner.NewVolumeLoop(s, engines)}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
@@ -141,7 +142,7 @@ func newEngines(disks *disk.Set) *provisioner.Engines {
 
 // run starts every part under the group.
 func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http, p.peers} {
+	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.nodes, p.volumes, p.csi, p.http, p.peers} {
 		group.Go(func() error { return part.Run(ctx) })
 	}
 }
