@@ -54,6 +54,9 @@ func OpenIdentity(dir string) (*Identity, error) {
 // PublicKeyHash is the SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal.
 func (i *Identity) PublicKeyHash() string { return i.hash }
 
+// Certificate is the key with the certificate that shows it.
+func (i *Identity) Certificate() tls.Certificate { return i.certificate }
+
 func openKey(dir string) (*ecdsa.PrivateKey, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
