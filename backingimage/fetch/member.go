@@ -108,6 +108,9 @@ func (s *swarm) join(peers []Peer) {
 			old.gone = false
 			continue
 		}
+		if old != nil {
+			old.peer.Close()
+		}
 		s.members[p.Node()] = &member{peer: p, window: 1, later: map[int64]time.Time{}}
 	}
 	for name, m := range s.members {

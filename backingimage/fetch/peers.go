@@ -66,6 +66,8 @@ const (
 	RetriedLate   = "late"   // no byte came for too long
 )
 
+const defaultStall = 30 * time.Second
+
 // offerFile is where a staging directory has the record that a peer gave.
 const offerFile = "offer.json"
 
@@ -109,7 +111,7 @@ func (j *PeerJob) validate() error {
 		j.Patience = 60 * time.Second
 	}
 	if j.Stall == 0 {
-		j.Stall = 30 * time.Second
+		j.Stall = defaultStall
 	}
 	if j.Received == nil {
 		j.Received = func(int64) {}
@@ -163,12 +165,15 @@ func (j *PeerJob) plausible(r Record, m *manifest.Manifest) error {
 	return nil
 }
 
-// ChunkFromPeers gets one chunk, whose length chunk has, from whichever peer gives the right bytes. NotReady, with what is
-// wrong with each, when none does.
-func ChunkFromPeers(ctx context.Context, peers []Peer, m *manifest.Manifest, index int64, chunk []byte) error {
+// ChunkFromPeers fills chunk with the chunk of that index, from whichever peer gives the bytes that have the digest. NotFound
+// when there is no peer; NotReady, with what is wrong with each, when none gives it.
+func ChunkFromPeers(ctx context.Context, peers []Peer, index int64, want manifest.Digest, chunk []byte) error {
+	if len(peers) == 0 {
+		return backingimage.Errorf(backingimage.NotFound, "no other node has a copy")
+	}
 	var troubles []error
 	for _, p := range peers {
-		err := readChunk(ctx, p, m, index, chunk)
+		err := readChunk(ctx, p, index, want, chunk)
 		if err == nil {
 			return nil
 		}
@@ -177,23 +182,22 @@ func ChunkFromPeers(ctx context.Context, peers []Peer, m *manifest.Manifest, ind
 		}
 		troubles = append(troubles, fmt.Errorf("%s: %w", p.Node(), err))
 	}
-	return backingimage.Errorf(backingimage.NotReady, "no peer gives chunk %d (from byte %d): %w", index, index*manifest.ChunkBytes, errors.Join(append(troubles, fmt.Errorf("%d peers were asked", len(peers)))...))
+	return backingimage.Errorf(backingimage.NotReady, "no peer gives chunk %d (from byte %d): %w", index, index*manifest.ChunkBytes, errors.Join(troubles...))
 }
 
-func readChunk(ctx context.Context, p Peer, m *manifest.Manifest, index int64, chunk []byte) error {
-	offset, length := m.Span(index)
-	ctx, guard := newGuard(ctx, 30*time.Second)
+func readChunk(ctx context.Context, p Peer, index int64, want manifest.Digest, chunk []byte) error {
+	ctx, guard := newGuard(ctx, defaultStall)
 	defer guard.stop()
-	body, err := p.Data(ctx, offset, length, false)
+	body, err := p.Data(ctx, index*manifest.ChunkBytes, int64(len(chunk)), false)
 	if err != nil {
 		return guard.cause(err)
 	}
 	defer body.Close()
-	guard.begin(length)
-	if _, err := io.ReadFull(guard.reader(body), chunk[:length]); err != nil {
+	guard.begin(int64(len(chunk)))
+	if _, err := io.ReadFull(guard.reader(body), chunk); err != nil {
 		return guard.cause(err)
 	}
-	if manifest.Sum(chunk[:length]) != m.Digest(index) {
+	if manifest.Sum(chunk) != want {
 		return wrongChunk(index)
 	}
 	return nil

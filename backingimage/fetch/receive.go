@@ -2,7 +2,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -77,7 +76,7 @@ func (s *swarm) refused(ctx context.Context, m *member, index int64, err error, 
 		s.job.Retried(RetriedWrong)
 		log.Info("A peer sent wrong bytes and is asked for nothing more in this attempt", "peer", m.node(), "endpoint", m.peer.Endpoint(), "image", s.job.Image, "chunk", index)
 		return
-	case backingimage.Is(err, backingimage.NotFound): // it said that it has it
+	case backingimage.Is(err, backingimage.NotFound), backingimage.Is(err, backingimage.Conflict): // it said that it has it
 		m.later[index] = time.Now().Add(longestRest)
 		m.has.Clear(index)
 		m.whole = false
@@ -119,11 +118,8 @@ func (s *swarm) stream(ctx context.Context, g *guard, m *member, r stretch, buff
 			return first, err
 		}
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(body, 1)) // its end, so that the connection can be used again
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return first, err
+	_, _ = io.Copy(io.Discard, io.LimitReader(in, 1)) // its end, so that the connection can be used again
+	return first, nil
 }
 
 // keep writes a chunk that is right, unless it has come from elsewhere meanwhile.

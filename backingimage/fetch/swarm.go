@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,6 +44,7 @@ type swarm struct {
 	flights   map[int64]*flight // what is on its way, by chunk
 	done      int64             // bytes
 	progress  time.Time         // when something last came
+	told      time.Time         // when people were last told why nothing comes
 	fault     error             // of this machine
 }
 
@@ -142,12 +144,17 @@ func (s *swarm) waits() error {
 		s.mu.Unlock()
 		return nil
 	}
-	why := s.why()
-	s.mu.Unlock()
-	if idle >= s.job.Patience {
-		return backingimage.Errorf(backingimage.NotReady, "%s", why)
+	why, tell := s.why(), time.Since(s.told) >= shownAfter
+	if tell {
+		s.told = time.Now()
 	}
-	s.meter.trouble(fmt.Errorf("%s", why))
+	s.mu.Unlock()
+	switch {
+	case idle >= s.job.Patience:
+		return backingimage.Errorf(backingimage.NotReady, "%s", why)
+	case tell:
+		s.meter.trouble(errors.New(why))
+	}
 	return nil
 }
 

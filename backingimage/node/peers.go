@@ -88,20 +88,36 @@ func (a *Agent) peers(ctx context.Context, image *v1alpha1.BackingImage) ([]fetc
 	return list, nil
 }
 
-// chunkFromPeers gets one chunk of an image's content, whose length chunk has, from whichever other node gives the right
-// bytes. NotReady when none does.
-func (a *Agent) chunkFromPeers(ctx context.Context, image *v1alpha1.BackingImage, m *manifest.Manifest, index int64, chunk []byte) error {
-	if a.options.Identity == nil {
-		return backingimage.Errorf(backingimage.NotReady, "this agent gets nothing from others: it has no key")
+// Chunk gets one chunk, by its index, of the image with a UID from whichever other node has it: its bytes have the digest.
+// NotFound when no other node has a copy; NotReady, with what is wrong with each, when none gives it. Safe for concurrent use.
+func (a *Agent) Chunk(ctx context.Context, imageUID string, index int64, want manifest.Digest) ([]byte, error) {
+	image := a.imageOf(imageUID)
+	if image == nil || a.options.Identity == nil {
+		return nil, backingimage.Errorf(backingimage.NotFound, "no other node can be asked for image %s", imageUID)
+	}
+	length := min(manifest.ChunkBytes, image.Status.VirtualSize-index*manifest.ChunkBytes)
+	if index < 0 || length <= 0 {
+		return nil, backingimage.Errorf(backingimage.NotFound, "image %s has no chunk %d", image.Name, index)
 	}
 	peers, err := a.peers(ctx, image)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		for _, p := range peers {
 			p.Close()
 		}
 	}()
-	return fetch.ChunkFromPeers(ctx, peers, m, index, chunk)
+	chunk := make([]byte, length)
+	return chunk, fetch.ChunkFromPeers(ctx, peers, index, want, chunk)
+}
+
+// imageOf is the image with a UID; nil when there is none.
+func (a *Agent) imageOf(uid string) *v1alpha1.BackingImage {
+	for _, i := range a.store.Images.List() {
+		if string(i.UID) == uid {
+			return i
+		}
+	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
@@ -201,6 +202,43 @@ func flip(t *testing.T, path string, at int64) {
 	one[0] ^= 1
 	_, err = out.WriteAt(one, at)
 	must(t, err)
+}
+
+func TestACopyThatIsLostComesBackFromAPeer(t *testing.T) {
+	c := mustCluster(t, 2)
+	c[1].Start()
+	w := nodetest.NewWeb(t, 16<<20)
+	c[0].CreateImage("image", w.URL, "", 2)
+	i := c[0].UntilReady("image", "2/2")
+	sameContent(t, i, w.Content, c...)
+	w.Fail.Store(true) // the source has gone
+	for _, copy := range copiesOf(t, c[0], i) {
+		if !copy.Spec.Origin {
+			continue
+		}
+		for _, m := range c {
+			if m.NodeName == copy.Spec.NodeName {
+				m.Stop()
+				must(t, m.Disks[0].RemoveImage(string(i.UID)))
+				_, err := m.Store.Copies.ModifyStatus(context.Background(), copy.Name, func(c *v1alpha1.BackingImageCopy) { c.Status.State = v1alpha1.CopyPending })
+				must(t, err)
+				m.Start()
+				until(t, "the copy is there again", func() bool { _, err := os.Stat(m.Path(0, i)); return err == nil })
+			}
+		}
+	}
+	sameContent(t, c[0].UntilReady("image", "2/2"), w.Content, c...)
+	m := c[0]
+	chunk, err := m.Agent.Chunk(context.Background(), string(i.UID), 1, manifest.Sum(w.Content[manifest.ChunkBytes:2*manifest.ChunkBytes]))
+	must(t, err)
+	if !bytes.Equal(chunk, w.Content[manifest.ChunkBytes:2*manifest.ChunkBytes]) {
+		t.Error("one chunk differs")
+	}
+	for _, index := range []int64{-1, 8, 1 << 40} {
+		if _, err := m.Agent.Chunk(context.Background(), string(i.UID), index, manifest.Digest{}); !backingimage.Is(err, backingimage.NotFound) {
+			t.Errorf("chunk %d: %v", index, err)
+		}
+	}
 }
 
 func TestWhoMayAskTheServer(t *testing.T) {

@@ -43,7 +43,7 @@ func newClient(address, uid string, t Token, config *tls.Config) *Client {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: dialTimeout,
-			ResponseHeaderTimeout: answerTimeout, WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10, MaxIdleConnsPerHost: 8, DisableCompression: true,
+			ResponseHeaderTimeout: answerTimeout, IdleConnTimeout: idleTimeout, WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10, MaxIdleConnsPerHost: 8, DisableCompression: true,
 		},
 	}}
 }

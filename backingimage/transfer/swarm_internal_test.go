@@ -5,12 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -240,71 +237,6 @@ func TestReceivingFromPeers(t *testing.T) {
 	}
 }
 
-// killedReceiver is how this test's binary is told to be the process that is killed.
-const killedReceiver = "PLINTH_TEST_RECEIVER"
-
-func TestMain(m *testing.M) {
-	if text := os.Getenv(killedReceiver); text != "" {
-		var g struct{ Dir, Address, Hash, ContentDigest, Identity string }
-		if err := json.Unmarshal([]byte(text), &g); err != nil {
-			panic(err)
-		}
-		id, err := OpenIdentity(g.Identity)
-		if err != nil {
-			panic(err)
-		}
-		_, err = fetch.FromPeers(context.Background(), fetch.PeerJob{
-			Dir: g.Dir, Image: "image", ImageUID: swarmUID, ContentDigest: g.ContentDigest,
-			Peers: func(context.Context) ([]fetch.Peer, error) {
-				return []fetch.Peer{NewPeer(id, "node", g.Address, g.Hash, swarmUID)}, nil
-			},
-		}, nil)
-		fmt.Println(err)
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-func TestAKilledReceiverGoesOn(t *testing.T) {
-	content := swarmContent(32)
-	most := int64(len(content)) / 3
-	var killing atomic.Bool
-	killing.Store(true)
-	var gave *atomic.Int64
-	g, gave := mustSwarmGiver(t, content, nil, func(w http.ResponseWriter, r *http.Request) bool {
-		if strings.HasSuffix(r.URL.Path, "/data") && killing.Load() && gave.Load() > most {
-			<-r.Context().Done()
-			return true
-		}
-		return false
-	})
-	dir := filepath.Join(t.TempDir(), "image")
-	text, err := json.Marshal(map[string]string{"Dir": dir, "Address": g.address, "Hash": g.hash, "ContentDigest": manifestOf(content).ContentDigest(), "Identity": t.TempDir()})
-	must(t, err)
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), killedReceiver+"="+string(text))
-	must(t, cmd.Start())
-	deadline := time.Now().Add(time.Minute)
-	for gave.Load() <= most && time.Now().Before(deadline) {
-		time.Sleep(10 * time.Millisecond)
-	}
-	time.Sleep(300 * time.Millisecond) // what was given is written
-	must(t, cmd.Process.Kill())
-	_ = cmd.Wait() // killed
-	before := gave.Load()
-	killing.Store(false)
-	job := swarmJob(t, dir, content, g)
-	var received atomic.Int64
-	job.Received = func(n int64) { received.Add(n) }
-	_, err = fetch.FromPeers(t.Context(), job, nil)
-	must(t, err)
-	mustHold(t, dir, content)
-	data := manifestOf(content).DataBytes()
-	if again := gave.Load() - before; before < most || again+before > data+2*manifest.ChunkBytes || received.Load() != again {
-		t.Errorf("before the kill %d bytes came, after it %d, of %d; %d were counted", before, again, data, received.Load())
-	}
-}
-
 func TestWhatIsOnDiskIsNotBelieved(t *testing.T) {
 	content := swarmContent(16)
 	g, gave := mustSwarmGiver(t, content, nil, nil)
@@ -361,144 +293,16 @@ func TestOneChunkFromAnyPeer(t *testing.T) {
 	ask := func(givers ...*giver) error {
 		peers, err := swarmJob(t, "unused", content, givers...).Peers(t.Context())
 		must(t, err)
-		return fetch.ChunkFromPeers(t.Context(), peers, m, 5, chunk)
+		return fetch.ChunkFromPeers(t.Context(), peers, 5, m.Digest(5), chunk)
 	}
 	must(t, ask(bad, good))
 	if manifest.Sum(chunk) != m.Digest(5) {
 		t.Error("the chunk is wrong")
 	}
+	if err := ask(); !backingimage.Is(err, backingimage.NotFound) {
+		t.Errorf("without a peer: %v", err)
+	}
 	if err := ask(bad); !backingimage.Is(err, backingimage.NotReady) || !strings.Contains(err.Error(), "node-0: it sent chunk 5") {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestRangesOfWholeChunks(t *testing.T) {
-	const bytes = 3*manifest.ChunkBytes + 1024
-	for header, want := range map[string][2]int64{
-		"bytes=0-2097151": {0, 1}, "bytes=2097152-6291455": {1, 3}, "bytes=6291456-6292479": {3, 4}, "bytes=0-6292479": {0, 4},
-		"": {}, "bytes=0-": {}, "bytes=-5": {}, "bytes=1-2097151": {}, "bytes=0-2097150": {}, "bytes=6291456-6292480": {}, "bytes=0-2097151,5-6": {},
-		"bytes=2097152-2097151": {}, "bytes=0-99999999999999999999": {}, "bytes=8388608-10485759": {}, "items=0-2097151": {},
-	} {
-		first, end, ok := chunkRange(header, bytes)
-		if ok != (want != [2]int64{}) || ok && [2]int64{first, end} != want {
-			t.Errorf("%q: %d to %d, %t", header, first, end, ok)
-		}
-	}
-}
-
-func TestReceiversGetDifferentChunks(t *testing.T) {
-	c := &steppedClock{now: time.Unix(1e9, 0)}
-	g := newGiven(c)
-	if !g.give("i", "a", 0, 2, true) || !g.give("i", "a", 0, 1, true) {
-		t.Error("the first is refused")
-	}
-	if g.give("i", "b", 1, 2, true) {
-		t.Error("what has just gone to a goes to b, which has a choice")
-	}
-	if !g.give("i", "b", 1, 2, false) || !g.give("j", "b", 0, 1, true) {
-		t.Error("who has no choice, or asks for another image, is refused")
-	}
-	c.now = c.now.Add(20 * givenTime)
-	if !g.give("i", "c", 0, 1, true) || len(g.to) != 1 {
-		t.Errorf("what is past counts still: %v", g.to)
-	}
-}
-
-type steppedClock struct{ now time.Time }
-
-func (c *steppedClock) Now() time.Time                  { return c.now }
-func (c *steppedClock) Since(t time.Time) time.Duration { return c.now.Sub(t) }
-
-func TestTheLaneKeepsToItsRate(t *testing.T) {
-	l := newLane(1 << 20)
-	began := time.Now()
-	must(t, l.wait(t.Context(), burst)) // at once
-	must(t, l.wait(t.Context(), 4*burst))
-	if took := time.Since(began); took < 200*time.Millisecond {
-		t.Errorf("256 KiB at 1 MiB/s took %s", took)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := l.wait(ctx, 100*burst); err == nil {
-		t.Error("who has gone still waits")
-	}
-}
-
-// cut is a link to an address that can be cut.
-type cut struct {
-	listener net.Listener
-	to       string
-	down     atomic.Bool
-	passed   atomic.Int64
-}
-
-func mustCut(t *testing.T, to string) *cut {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	c := &cut{listener: l, to: to}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go c.pass(in)
-		}
-	}()
-	return c
-}
-
-func (c *cut) pass(in net.Conn) {
-	defer in.Close()
-	out, err := net.Dial("tcp", c.to)
-	if err != nil || c.down.Load() {
-		return
-	}
-	defer out.Close()
-	go func() { _, _ = io.Copy(out, in); out.Close() }()
-	buffer := make([]byte, 32<<10)
-	for !c.down.Load() {
-		n, err := out.Read(buffer)
-		if err != nil {
-			return
-		}
-		c.passed.Add(int64(n))
-		if _, err := in.Write(buffer[:n]); err != nil {
-			return
-		}
-	}
-}
-
-func TestALinkThatIsCutForAWhile(t *testing.T) {
-	content := swarmContent(24)
-	g, gave := mustSwarmGiver(t, content, nil, nil)
-	link := mustCut(t, g.address)
-	dir := filepath.Join(t.TempDir(), "image")
-	far := *g
-	far.address = link.listener.Addr().String()
-	job := swarmJob(t, dir, content, &far)
-	job.Patience = time.Minute
-	go func() {
-		for link.passed.Load() < int64(len(content))/3 {
-			time.Sleep(time.Millisecond)
-		}
-		link.down.Store(true)
-		time.Sleep(2500 * time.Millisecond)
-		link.down.Store(false)
-	}()
-	var told atomic.Bool
-	_, err := fetch.FromPeers(t.Context(), job, func(p fetch.Progress) {
-		if strings.Contains(p.Trouble, "waits for a peer: node-0 is silent") {
-			told.Store(true)
-		}
-	})
-	must(t, err)
-	mustHold(t, dir, content)
-	if !told.Load() {
-		t.Error("nobody was told why nothing came")
-	}
-	if extra := gave.Load() - manifestOf(content).DataBytes(); extra > 8*manifest.ChunkBytes*4 {
-		t.Errorf("%d bytes came twice", extra)
 	}
 }

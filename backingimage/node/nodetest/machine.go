@@ -51,6 +51,7 @@ type Machine struct {
 	Paths    []string     // of disks that the agent shall open
 	Set      *disk.Set    // what is open; a new one after each Start
 	Store    *store.Store // a new one after each Start
+	Agent    *node.Agent  // a new one after each Start
 	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
 	AgentOnly bool
 	// TakeOverAfter is node.Options.TakeOverAfter.
@@ -135,6 +136,7 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 		parts = append(parts, m.Peering.start(m, s, &options))
 	}
 	a = node.New(m.NodeName, s, m.Set, options)
+	m.Agent = a
 	if !m.AgentOnly {
 		parts = append(parts, controller.NewImages(s, controller.Options{Credentials: m.Credentials}))
 	}
