@@ -70,6 +70,11 @@ func (c *contentFile) store(chunk format.Chunk) error {
 	if c.digests.Add(chunk.Index, chunk.Data).IsZero() {
 		return nil
 	}
+	return c.put(chunk)
+}
+
+// put is store of a chunk whose digest is known and that is not zero.
+func (c *contentFile) put(chunk format.Chunk) error {
 	rest, at := chunk.Data, chunk.Index*manifest.ChunkBytes
 	for len(rest) > 0 {
 		zeros := span(rest, true)

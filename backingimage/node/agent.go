@@ -21,6 +21,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/source"
@@ -33,24 +34,28 @@ const DefaultHeartbeat = 20 * time.Second
 
 // Options of an Agent.
 type Options struct {
-	Version          string            // of this program, for StorageNode.status
-	Source           source.Options    // what downloads may reach, and how; 4 connections by default
-	Credentials      credential.Reader // of images' secrets; nil when there are none
-	Exporter         Exporter          // of this node's volumes; nil when there are none
-	Openers          map[string]Opener // of sources beside http and https, by scheme: they are large, so that not every program links them
-	Limits           format.Limits     // what an image may be
-	Uploads          *transfer.Uploads // what is uploaded to this node; nil when nothing can be
-	Address          string            // host:port where peers and people reach this node's server; "" when there is none
-	PublicKeyHash    string            // of that server
-	MaxFetches       int               // fetches at once; default 5
-	Disks            []string          // directories of the disks that flags name, beside those of spec.disks of the StorageNode
-	PoolBytes        int64             // size of the pools made for them; see disk.Options
-	Heartbeat        time.Duration     // default 20 s
-	DiskAnswer       time.Duration     // how long a disk may take to say how it is before it counts as hung; default 10 s
-	TakeOverAfter    time.Duration     // how long a node must be silent before a disk of its may be taken over; default 3 heartbeats
-	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
-	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
-	RetryMax         time.Duration     // default 5 min
+	Version          string             // of this program, for StorageNode.status
+	Source           source.Options     // what downloads may reach, and how; 4 connections by default
+	Credentials      credential.Reader  // of images' secrets; nil when there are none
+	Exporter         Exporter           // of this node's volumes; nil when there are none
+	Openers          map[string]Opener  // of sources beside http and https, by scheme: they are large, so that not every program links them
+	Limits           format.Limits      // what an image may be
+	Uploads          *transfer.Uploads  // what is uploaded to this node; nil when nothing can be
+	Address          string             // host:port where peers and people reach this node's server; "" when there is none
+	PublicKeyHash    string             // of that server
+	Identity         *transfer.Identity // by which other agents know this one; nil when it gets nothing from them
+	Shares           *fetch.Shares      // what is being received, for that server; may be nil
+	MaxFetches       int                // fetches at once; default 5
+	Disks            []string           // directories of the disks that flags name, beside those of spec.disks of the StorageNode
+	PoolBytes        int64              // size of the pools made for them; see disk.Options
+	PeerPatience     time.Duration      // see fetch.PeerJob.Patience
+	PeerStall        time.Duration      // see fetch.PeerJob.Stall
+	Heartbeat        time.Duration      // default 20 s
+	DiskAnswer       time.Duration      // how long a disk may take to say how it is before it counts as hung; default 10 s
+	TakeOverAfter    time.Duration      // how long a node must be silent before a disk of its may be taken over; default 3 heartbeats
+	ProgressInterval time.Duration      // least time between two progress reports of a fetch; default 2 s
+	RetryBase        time.Duration      // wait after the first failed fetch; doubles; default 1 min
+	RetryMax         time.Duration      // default 5 min
 	Clock            clock.WithTicker
 	Metrics          *Metrics // may be nil
 }

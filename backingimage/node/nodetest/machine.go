@@ -51,6 +51,7 @@ type Machine struct {
 	Paths    []string     // of disks that the agent shall open
 	Set      *disk.Set    // what is open; a new one after each Start
 	Store    *store.Store // a new one after each Start
+	Agent    *node.Agent  // a new one after each Start
 	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
 	AgentOnly bool
 	// TakeOverAfter is node.Options.TakeOverAfter.
@@ -61,6 +62,8 @@ type Machine struct {
 	Exporter func(*disk.Set) node.Exporter
 	// Openers of sources, from the next Start on; may be nil.
 	Openers map[string]node.Opener
+	// Peering lets the agent give images to the others and get them from there; nil when it does not.
+	Peering *Peering
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -122,13 +125,18 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 	if m.Exporter != nil {
 		exporter = m.Exporter(m.Set)
 	}
-	a = node.New(m.NodeName, s, m.Set, node.Options{
+	options := node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		Credentials: m.Credentials, Exporter: exporter, Openers: m.Openers,
 		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat, DiskAnswer: time.Second, TakeOverAfter: m.TakeOverAfter,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
-	})
+	}
 	parts := []Part{s}
+	if m.Peering != nil {
+		parts = append(parts, m.Peering.start(m, s, &options))
+	}
+	a = node.New(m.NodeName, s, m.Set, options)
+	m.Agent = a
 	if !m.AgentOnly {
 		parts = append(parts, controller.NewImages(s, controller.Options{Credentials: m.Credentials}))
 	}

@@ -60,6 +60,7 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	o := cfg.Node
 	o.Metrics, o.Exporter, o.Credentials = node.NewMetrics(registry), engines, secrets
 	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
+	o.Identity, o.Shares = peers.identity, peers.shares
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
 	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines)}
 	metrics := newMetrics(registry)

@@ -33,6 +33,7 @@ type Flags struct {
 	peerListen       string
 	advertiseAddress string
 	uploadIdle       time.Duration
+	peerBandwidth    string
 }
 
 // AddTo adds the flags to a command's. dataDir and nodeName are the help of two whose meaning differs between commands.
@@ -49,6 +50,7 @@ func (f *Flags) AddTo(flags *pflag.FlagSet, dataDir, nodeName string) {
 	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
 	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
+	flags.StringVar(&f.peerBandwidth, "peer-bandwidth", "", "most `bytes` of images a second that are sent to other nodes and to people, e.g. 100Mi (default: no limit)")
 }
 
 // Config is what the flags mean.

@@ -10,6 +10,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/program"
@@ -21,6 +22,7 @@ type peerConfig struct {
 	advertise  string // host or host:port; "": where it listens
 	identity   string // directory of the agent's key
 	uploadIdle time.Duration
+	bandwidth  int64 // bytes a second; 0: no limit
 }
 
 func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
@@ -34,7 +36,10 @@ func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
 	case f.uploadIdle <= 0:
 		return p, program.FlagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
 	}
-	return p, nil
+	if f.peerBandwidth != "" {
+		p.bandwidth, err = sizeFlag("peer-bandwidth", f.peerBandwidth, 1)
+	}
+	return p, err
 }
 
 func unspecified(host string) bool {
@@ -55,7 +60,9 @@ type peers struct {
 	listener net.Listener
 	identity *transfer.Identity
 	uploads  *transfer.Uploads
+	shares   *fetch.Shares
 	address  string // for others
+	options  transfer.Options
 }
 
 // open makes the agent's key at the first start, and takes the port.
@@ -68,7 +75,11 @@ func (p peerConfig) open(maxUpload int64) (*peers, error) {
 	if err != nil {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--peer-listen: %w", err)
 	}
-	return &peers{listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), address: p.address(l.Addr().String())}, nil
+	shares := fetch.NewShares()
+	return &peers{
+		listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), shares: shares,
+		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares},
+	}, nil
 }
 
 // address is what others are told, given where the server listens.
@@ -85,5 +96,7 @@ func (p peerConfig) address(listening string) string {
 
 // server makes the HTTPS server.
 func (p *peers) server(s *store.Store, disks *disk.Set, r prometheus.Registerer) (*transfer.Server, error) {
-	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, transfer.Options{Metrics: transfer.NewMetrics(r)})
+	o := p.options
+	o.Metrics = transfer.NewMetrics(r)
+	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, o)
 }
