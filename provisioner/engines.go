@@ -72,6 +72,18 @@ func (e *Engines) usable(uuid string) error {
 	return err
 }
 
+// healthy looks at a disk now. NotReady, with what is wrong with it: a disk that went away is not at once known to have.
+func (e *Engines) healthy(uuid string) error {
+	d, err := e.disks.Use(uuid)
+	if err == nil {
+		err = d.Healthy()
+	}
+	if err != nil {
+		return backingimage.Errorf(backingimage.NotReady, "%w", err)
+	}
+	return nil
+}
+
 // detach removes the volume's device from whichever disk it is on. A disk that was closed is asked too, because what was attached
 // from it stays attached; that it cannot answer must not keep a volume from being unstaged.
 func (e *Engines) detach(ctx context.Context, volume string) error {

@@ -108,6 +108,9 @@ func (l *VolumeLoop) diskTroubled(ctx context.Context, v *v1alpha1.Volume, troub
 // make creates the volume's file from what it starts from.
 func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) error {
 	if v.Status.State == v1alpha1.VolumeReady || v.Status.Reason == backingimage.Corrupt.String() {
+		if err := l.engines.healthy(v.Spec.DiskUUID); err != nil {
+			return err
+		}
 		return backingimage.Errorf(backingimage.Corrupt, "its file is gone from disk %s; put the disk's data back, or delete the volume and restore it from elsewhere", v.Spec.DiskUUID)
 	}
 	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}

@@ -367,6 +367,13 @@ func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
 	c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) { return isReady(n), nil }))
 	clock := clocktesting.NewFakeClock(time.Now())
 	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Recorder: c.events, Clock: clock})
+	beat := func() { // returns when the loop can have heard it
+		before, _ := c.store.Nodes.Get("n1")
+		c.beat(ctx, "n1")
+		c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) {
+			return n != nil && n.Status.LastHeartbeatTime.After(before.Status.LastHeartbeatTime.Time), nil
+		}))
+	}
 	look := func(ctx context.Context, what string, fails, silent bool) {
 		t.Helper()
 		_, err := loop.Reconcile(ctx, "n1")
@@ -385,7 +392,7 @@ func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
 	clock.Step(time.Hour)
 	look(ctx, "the API is back, and nobody had time to say anything", false, false)
 	clock.Step(29 * time.Second)
-	c.beat(ctx, "n1")
+	beat()
 	look(ctx, "heard again", false, false)
 	clock.Step(31 * time.Second)
 	look(ctx, "quiet again", false, false)
