@@ -25,7 +25,7 @@ const swarmUID = "11111111-2222-3333-4444-555555555555"
 // recordOf is what a giver says of its copy.
 func recordOf(content []byte) fetch.Record {
 	return fetch.Record{Version: 1, Image: "image", ImageUID: swarmUID, Source: "https://example.org/disk", SourceIdentity: "id", Result: fetch.Result{
-		Format: "raw", SourceBytes: int64(len(content)), VirtualBytes: int64(len(content)), Checksum: "sum", ContentDigest: manifestOf(content).ContentDigest(),
+		Format: "raw", SourceBytes: int64(len(content)), VirtualBytes: int64(len(content)), Checksum: strings.Repeat("ab", 64), ContentDigest: manifestOf(content).ContentDigest(),
 	}}
 }
 
@@ -186,6 +186,7 @@ func TestReceivingFromPeers(t *testing.T) {
 		name  string
 		peers []peer
 		says  string // of a failure; "" when it must succeed
+		sum   string // checksum that the image asks for
 		retry string // a reason that is counted
 	}{
 		{name: "one complete peer", peers: []peer{good}},
@@ -201,6 +202,8 @@ func TestReceivingFromPeers(t *testing.T) {
 		{name: "nobody", says: "waits for a peer: no other node has a copy"},
 		{name: "all have another content", peers: []peer{{content: otherContent}}, says: "it has another content"},
 		{name: "a record that cannot be true", peers: []peer{{content: content, spoil: otherRecord}}, says: "record is of another content"},
+		{name: "a checksum that the image asks for", peers: []peer{good}, sum: strings.Repeat("AB", 64)},
+		{name: "a record with another checksum than the image asks for", peers: []peer{good}, sum: strings.Repeat("cd", 64), says: "but the image asks for sha512:cd"},
 		{name: "the only one flips a bit", peers: []peer{{content: content, spoil: wrong}}, says: "node-0 sent wrong bytes", retry: fetch.RetriedWrong},
 		{name: "the only one has half", peers: []peer{{content: content, chunks: half(0)}}, says: "node-0 has 7 of 19 chunks"},
 		{name: "the only one is silent", peers: []peer{{content: content, spoil: on("", silent)}}, says: "node-0 was not heard yet"},
@@ -215,6 +218,7 @@ func TestReceivingFromPeers(t *testing.T) {
 			}
 			dir := filepath.Join(t.TempDir(), "image")
 			job := swarmJob(t, dir, content, givers...)
+			job.Checksum = tc.sum
 			var retried atomic.Bool
 			job.Retried = func(reason string) {
 				if reason == tc.retry {
