@@ -25,6 +25,12 @@
 // An error that trying again cannot mend (backingimage.Terminal) takes the staging directory with it; so does Full, since a
 // full disk must not stay full for a download's sake. After all others the directory stays, to be continued or swept.
 //
+// # Peers
+//
+// FromPeers makes a copy of what other agents have of it, and gives what it has so far to others (Shares). Every peer is asked
+// which chunks it has, now and then; chunks are asked of several peers at once and compared with the manifest as they arrive.
+// See type swarm for who is asked for what.
+//
 // # Done
 //
 // The directory then holds the content, its manifest, and a Record that says what the copy is; all is on disk. Load reads such

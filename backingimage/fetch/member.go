@@ -30,6 +30,7 @@ type member struct {
 
 	flying int                 // requests on their way
 	window int                 // how many there may be
+	took   time.Duration       // for a chunk, lately; 0 while it is not known
 	later  map[int64]time.Time // chunks that are not asked of it before
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -14,6 +15,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/source"
 )
 
 // Peer is another agent that has the image of a PeerJob, or is getting it. Nothing that it says is believed. Its methods may
@@ -41,8 +43,7 @@ type PeerJob struct {
 	Dir             string // see Job.Dir
 	Image, ImageUID string // see Job
 	ContentDigest   string // that the image has; required
-	Checksum        string // SHA-512 of the source file, in hexadecimal, as the image's status says; "" when it does not
-	SourceBytes     int64  // of that file; 0 when it is not known
+	Checksum        string // see Job; what a peer says of the source file is compared with it
 	// Peers lists the agents that may have the image. It is called at the beginning and now and then.
 	Peers func(context.Context) ([]Peer, error)
 	// Shares gets what is there so far, for others; may be nil.
@@ -57,6 +58,8 @@ type PeerJob struct {
 	// be nil.
 	Received func(bytes int64)
 	Retried  func(reason string)
+
+	want source.Checksum // Checksum, read
 }
 
 // Why a chunk has to come from elsewhere.
@@ -103,6 +106,10 @@ func (j *PeerJob) validate() error {
 	}
 	if j.ContentDigest == "" {
 		return backingimage.Errorf(backingimage.Precondition, "image %s has no content digest yet, so that nothing of it can be believed; its first copy comes from its source", j.Image)
+	}
+	var err error
+	if j.want, err = source.ParseChecksum(j.Checksum); err != nil {
+		return err
 	}
 	if j.Clock == nil {
 		j.Clock = clock.RealClock{}
@@ -157,13 +164,20 @@ func (j *PeerJob) plausible(r Record, m *manifest.Manifest) error {
 		return fmt.Errorf("its record has version %d, this program knows version %d", r.Version, recordVersion)
 	case r.ImageUID != j.ImageUID || r.ContentDigest != j.ContentDigest || r.VirtualBytes != m.Bytes():
 		return errors.New("its record is of another content")
-	case j.Checksum != "" && r.Checksum != j.Checksum || j.SourceBytes != 0 && r.SourceBytes != j.SourceBytes:
-		return fmt.Errorf("its record says that the source file had %d bytes and the SHA-512 %.128q, the image's status says otherwise", r.SourceBytes, r.Checksum)
-	case r.SourceBytes < 0 || len(r.Source)+len(r.SourceIdentity)+len(r.Format)+len(r.Warning)+len(r.Resolved)+len(r.Checksum) > long:
+	case r.Checksum != "" && j.want.Algorithm == source.SHA512 && r.Checksum != j.want.Hex:
+		return fmt.Errorf("its record says that the source file had the SHA-512 %.128q, but the image asks for %s", r.Checksum, j.want)
+	case r.SourceBytes < 0 || r.Checksum != "" && !sha512Pattern.MatchString(r.Checksum) || !wordPattern.MatchString(r.Format) ||
+		len(r.Source)+len(r.SourceIdentity)+len(r.Warning)+len(r.Resolved) > long:
 		return errors.New("its record cannot be true")
 	}
 	return nil
 }
+
+// What a record may say.
+var (
+	sha512Pattern = regexp.MustCompile(`^[0-9a-f]{128}$`)
+	wordPattern   = regexp.MustCompile(`^[a-z0-9+.-]{1,64}$`)
+)
 
 // ChunkFromPeers fills chunk with the chunk of that index, from whichever peer gives the bytes that have the digest. NotFound
 // when there is no peer; NotReady, with what is wrong with each, when none gives it.

@@ -1,8 +1,10 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"plinth.dev/plinth/backingimage/manifest"
@@ -25,49 +27,103 @@ type stretch struct {
 // hedgeAfter is how long a chunk may be on its way before another peer that has nothing else to do is asked for it, too.
 const hedgeAfter = 3 * time.Second
 
-// request starts one request to the member with the fewest, if there is anything to ask of anyone; it reports whether it did.
+// request starts one request, if there is anything to ask of anyone; it reports whether it did.
 func (s *swarm) request(ctx context.Context, group *parallel.Group) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.buffers) == 0 {
 		return false
 	}
-	sharing := s.sharing()
-	for _, m := range s.idle() {
-		r, ok := s.pick(m, sharing)
-		if !ok {
-			m.dry = !m.whole
-			continue
-		}
-		s.start(m, r)
-		buffer := <-s.buffers // there is one: only this goroutine takes any
-		group.Go(func() error {
-			defer func() { s.buffers <- buffer; s.poke() }()
-			if buffer == nil {
-				buffer = make([]byte, manifest.ChunkBytes)
-			}
-			s.receive(ctx, m, r, buffer)
-			return nil
-		})
-		return true
+	m, r, ok := s.next()
+	if !ok {
+		return false
 	}
-	return false
+	s.start(m, r)
+	buffer := <-s.buffers // there is one: only this goroutine takes any
+	group.Go(func() error {
+		defer func() { s.buffers <- buffer; s.poke() }()
+		if buffer == nil {
+			buffer = make([]byte, manifest.ChunkBytes)
+		}
+		s.receive(ctx, m, r, buffer)
+		return nil
+	})
+	return true
 }
 
-// idle are the members that can be asked for something, those with the fewest requests first, by chance among equals. The
-// caller has the lock.
-func (s *swarm) idle() []*member {
-	byFlying := make([][]*member, maxWindow)
+// next chooses whom to ask for what. The caller has the lock.
+func (s *swarm) next() (*member, stretch, bool) {
+	sharing := s.sharing()
+	for _, turn := range s.turns(sharing) {
+		r, ok := s.pick(turn.of, sharing)
+		if !ok {
+			turn.of.dry = !turn.of.whole
+			continue
+		}
+		if turn.exclusive && s.partly(r.first) {
+			continue
+		}
+		return turn.of, r, true
+	}
+	return nil, stretch{}, false
+}
+
+// turn is a member's turn to be asked.
+type turn struct {
+	of        *member
+	rank      int
+	exclusive bool // only for what no other receiver has
+}
+
+// turns are the members that can be asked for something, in the order in which they are, by chance among equals. Where
+// others receive, too, whoever has all is asked first for one chunk that no receiver has yet, so that there is ever more to
+// share; then the receivers are asked, and only then those who have all for anything. Who is much slower than another comes
+// last: what it could give comes from elsewhere before. The caller has the lock.
+func (s *swarm) turns(sharing bool) []turn {
+	var list []turn
+	best := s.fastest()
 	for _, m := range s.members { // a map: in an order that differs each time
-		if m.has != nil && !m.wrong && !m.gone && m.flying < m.window && !time.Now().Before(m.rest) {
-			byFlying[m.flying] = append(byFlying[m.flying], m)
+		if m.has == nil || m.wrong || m.gone || m.flying >= m.window || time.Now().Before(m.rest) {
+			continue
+		}
+		slow := m.took > slower*best
+		switch {
+		case slow:
+			list = append(list, turn{of: m, rank: 3 * maxWindow})
+		case !sharing || !m.whole:
+			list = append(list, turn{of: m, rank: maxWindow})
+		case m.flying == 0:
+			list = append(list, turn{of: m, exclusive: true}, turn{of: m, rank: 2 * maxWindow})
+		default:
+			list = append(list, turn{of: m, rank: 2 * maxWindow})
 		}
 	}
-	var list []*member
-	for _, some := range byFlying {
-		list = append(list, some...)
-	}
+	slices.SortStableFunc(list, func(a, b turn) int { return cmp.Compare(a.rank+a.of.flying, b.rank+b.of.flying) })
 	return list
+}
+
+// slower is how many times as long as the fastest member a slow one takes for a chunk.
+const slower = 4
+
+// fastest is what the fastest member takes for a chunk; 0 while that is not known. The caller has the lock.
+func (s *swarm) fastest() time.Duration {
+	best := time.Duration(0)
+	for _, m := range s.members {
+		if m.took > 0 && !m.gone && !m.wrong && (best == 0 || m.took < best) {
+			best = m.took
+		}
+	}
+	return best
+}
+
+// partly reports whether a receiver has a chunk, that is, somebody who does not have all. The caller has the lock.
+func (s *swarm) partly(index int64) bool {
+	for _, m := range s.members {
+		if !m.whole && !m.wrong && m.has.Has(index) {
+			return true
+		}
+	}
+	return false
 }
 
 // sharing reports whether others receive the image, too. The caller has the lock.

@@ -33,7 +33,7 @@ func (s *swarm) receive(parent context.Context, m *member, r stretch, buffer []b
 		s.refused(parent, m, next, err, late)
 	default:
 		m.fails, m.trouble = 0, nil
-		m.pace(first.Sub(began))
+		m.pace(first.Sub(began), time.Since(began)/time.Duration(r.count))
 	}
 }
 
@@ -55,7 +55,10 @@ func (s *swarm) landed(m *member, index int64) {
 
 // pace lets a member that answers quickly have more requests at a time, and one that does not fewer: whoever waits in a
 // queue could have had something else meanwhile. The caller has the lock.
-func (m *member) pace(first time.Duration) {
+func (m *member) pace(first, took time.Duration) {
+	if m.took += (took - m.took) / 4; m.took < took/4 {
+		m.took = took // the first one
+	}
 	switch {
 	case first < quick:
 		m.window = min(m.window+1, maxWindow)

@@ -32,7 +32,7 @@ func (a *Agent) fromPeers(ctx context.Context, c *v1alpha1.BackingImageCopy, d *
 	}
 	job := fetch.PeerJob{
 		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID,
-		ContentDigest: image.Status.ContentDigest, Checksum: image.Status.Checksum, SourceBytes: image.Status.Size,
+		ContentDigest: image.Status.ContentDigest, Checksum: image.Spec.Checksum,
 		Peers: func(ctx context.Context) ([]fetch.Peer, error) { return a.peers(ctx, image) }, Shares: a.options.Shares,
 		Clock: a.options.Clock, Patience: a.options.PeerPatience, Stall: a.options.PeerStall,
 		Received: func(bytes int64) { a.options.Metrics.peerBytes.Add(float64(bytes)) },

@@ -25,7 +25,7 @@ const swarmUID = "11111111-2222-3333-4444-555555555555"
 // recordOf is what a giver says of its copy.
 func recordOf(content []byte) fetch.Record {
 	return fetch.Record{Version: 1, Image: "image", ImageUID: swarmUID, Source: "https://example.org/disk", SourceIdentity: "id", Result: fetch.Result{
-		Format: "raw", SourceBytes: int64(len(content)), VirtualBytes: int64(len(content)), Checksum: "sum", ContentDigest: manifestOf(content).ContentDigest(),
+		Format: "raw", SourceBytes: int64(len(content)), VirtualBytes: int64(len(content)), Checksum: strings.Repeat("ab", 64), ContentDigest: manifestOf(content).ContentDigest(),
 	}}
 }
 
@@ -128,47 +128,59 @@ func mustHold(t *testing.T, dir string, content []byte) {
 	must(t, fetch.Verify(t.Context(), dir, nil))
 }
 
-func TestReceivingFromPeers(t *testing.T) {
-	content := swarmContent(24)
+// spoiler answers a request in a giver's place, when it returns true.
+type spoiler func(http.ResponseWriter, *http.Request) bool
+
+// on spoils requests whose path ends so.
+func on(what string, do http.HandlerFunc) spoiler {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, what) {
+			do(w, r)
+			return true
+		}
+		return false
+	}
+}
+
+func saysNothing(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+// misbehaviours are what givers of a content do that they should not.
+func misbehaviours(content []byte) (wrong, lies, breaks, stalls, otherRecord spoiler) {
 	flipped := bytes.Clone(content)
 	for i := 77; i < len(flipped); i += manifest.ChunkBytes {
 		flipped[i] ^= 1
 	}
+	wrong = on("/data", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(flipped))
+	})
+	lies = on("/data", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not here", http.StatusNotFound) })
+	breaks = on("/data", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "2097152")
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(make([]byte, 100_000))
+		panic(http.ErrAbortHandler)
+	})
+	stalls = on("/data", func(w http.ResponseWriter, r *http.Request) {
+		first, end, _ := chunkRange(r.Header.Get("Range"), int64(len(content)))
+		w.Header().Set("Content-Length", fmt.Sprint(min(end*manifest.ChunkBytes, int64(len(content)))-first*manifest.ChunkBytes))
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(make([]byte, 100_000))
+		_ = http.NewResponseController(w).Flush()
+		saysNothing(w, r)
+	})
+	otherRecord = on("/record", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":1,"imageUID":"other"}`) })
+	return wrong, lies, breaks, stalls, otherRecord
+}
+
+func TestReceivingFromPeers(t *testing.T) {
+	content := swarmContent(24)
+	wrong, lies, breaks, stalls, otherRecord := misbehaviours(content)
 	half := func(odd int64) (list []int64) {
 		for i := odd; i <= 24; i += 2 {
 			list = append(list, i)
 		}
 		return list
 	}
-	on := func(what string, do func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
-		return func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.HasSuffix(r.URL.Path, what) {
-				do(w, r)
-				return true
-			}
-			return false
-		}
-	}
-	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-	wrong := on("/data", func(w http.ResponseWriter, r *http.Request) {
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(flipped))
-	})
-	lies := on("/data", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not here", http.StatusNotFound) })
-	breaks := on("/data", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", "2097152")
-		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(make([]byte, 100_000))
-		panic(http.ErrAbortHandler)
-	})
-	stalls := on("/data", func(w http.ResponseWriter, r *http.Request) {
-		first, end, _ := chunkRange(r.Header.Get("Range"), int64(len(content)))
-		w.Header().Set("Content-Length", fmt.Sprint(min(end*manifest.ChunkBytes, int64(len(content)))-first*manifest.ChunkBytes))
-		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(make([]byte, 100_000))
-		_ = http.NewResponseController(w).Flush()
-		silent(w, r)
-	})
-	otherRecord := on("/record", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":1,"imageUID":"other"}`) })
 	otherContent := swarmContent(8)
 	type peer struct {
 		content []byte
@@ -186,6 +198,7 @@ func TestReceivingFromPeers(t *testing.T) {
 		name  string
 		peers []peer
 		says  string // of a failure; "" when it must succeed
+		sum   string // checksum that the image asks for
 		retry string // a reason that is counted
 	}{
 		{name: "one complete peer", peers: []peer{good}},
@@ -195,15 +208,17 @@ func TestReceivingFromPeers(t *testing.T) {
 		{name: "one lies about what it has, another is good", peers: []peer{{content: content, spoil: lies}, slow}, retry: fetch.RetriedFailed},
 		{name: "one breaks off, another is good", peers: []peer{{content: content, spoil: breaks}, slow}, retry: fetch.RetriedFailed},
 		{name: "one stalls within a chunk, another is good", peers: []peer{{content: content, spoil: stalls}, slow}, retry: fetch.RetriedLate},
-		{name: "one accepts and says nothing, another is good", peers: []peer{{content: content, spoil: on("", silent)}, good}},
+		{name: "one accepts and says nothing, another is good", peers: []peer{{content: content, spoil: on("", saysNothing)}, good}},
 		{name: "one has another content, another is good", peers: []peer{{content: otherContent}, good}},
 		{name: "one has another record, another is good", peers: []peer{{content: content, spoil: otherRecord}, good}},
 		{name: "nobody", says: "waits for a peer: no other node has a copy"},
 		{name: "all have another content", peers: []peer{{content: otherContent}}, says: "it has another content"},
 		{name: "a record that cannot be true", peers: []peer{{content: content, spoil: otherRecord}}, says: "record is of another content"},
+		{name: "a checksum that the image asks for", peers: []peer{good}, sum: strings.Repeat("AB", 64)},
+		{name: "a record with another checksum than the image asks for", peers: []peer{good}, sum: strings.Repeat("cd", 64), says: "but the image asks for sha512:cd"},
 		{name: "the only one flips a bit", peers: []peer{{content: content, spoil: wrong}}, says: "node-0 sent wrong bytes", retry: fetch.RetriedWrong},
 		{name: "the only one has half", peers: []peer{{content: content, chunks: half(0)}}, says: "node-0 has 7 of 19 chunks"},
-		{name: "the only one is silent", peers: []peer{{content: content, spoil: on("", silent)}}, says: "node-0 was not heard yet"},
+		{name: "the only one is silent", peers: []peer{{content: content, spoil: on("", saysNothing)}}, says: "node-0 was not heard yet"},
 		{name: "the only one has nothing yet", peers: []peer{{content: content, spoil: on("", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no copy", http.StatusNotFound) })}}, says: "node-0 has nothing yet"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -215,6 +230,7 @@ func TestReceivingFromPeers(t *testing.T) {
 			}
 			dir := filepath.Join(t.TempDir(), "image")
 			job := swarmJob(t, dir, content, givers...)
+			job.Checksum = tc.sum
 			var retried atomic.Bool
 			job.Retried = func(reason string) {
 				if reason == tc.retry {
