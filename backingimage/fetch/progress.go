@@ -14,6 +14,7 @@ const (
 	Converting  = "converting"  // Bytes of the content
 	Copying     = "copying"     // Bytes of the content; CopyLocal
 	Verifying   = "verifying"   // Bytes of the content; Verify
+	Repairing   = "repairing"   // Bytes of chunks; Repair
 )
 
 // Progress is how far a step is.
