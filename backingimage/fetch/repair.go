@@ -31,7 +31,7 @@ type Giver struct {
 type RepairJob struct {
 	// Dir of the finished copy.
 	Dir string
-	// Change lets its argument write to the copy's content; see disk.Disk.ChangeImage.
+	// Change lets its argument write to the copy's content, once for each chunk; see disk.Disk.ChangeImage.
 	Change func(change func(content *os.File) error) error
 	// Givers of chunks, asked in their order.
 	Givers []Giver
@@ -55,9 +55,14 @@ func Repair(ctx context.Context, job RepairJob, report func(Progress)) (mended m
 	if last := bad[len(bad)-1]; last >= m.Chunks() {
 		return nil, damaged(job.Dir, "its mark names chunk %d of %d", last, m.Chunks())
 	}
-	r := &repair{job: job, manifest: m, bad: bad, mended: map[string][]int64{}, progress: newMeter(clock.RealClock{}, report)}
+	content, err := os.Open(filepath.Join(job.Dir, disk.ImageFile))
+	if err != nil {
+		return nil, fmt.Errorf("repair copy: %w", err)
+	}
+	defer content.Close()
+	r := &repair{job: job, manifest: m, content: content, bad: bad, mended: map[string][]int64{}, progress: newMeter(clock.RealClock{}, report)}
 	r.progress.step(Repairing, 0, int64(len(bad))*manifest.ChunkBytes)
-	if err := job.Change(func(content *os.File) error { return r.run(ctx, content) }); err != nil {
+	if err := r.run(ctx); err != nil {
 		return r.mended, describeFull(err, job.Dir, int64(len(bad))*manifest.ChunkBytes)
 	}
 	return r.mended, nil
@@ -67,13 +72,14 @@ func Repair(ctx context.Context, job RepairJob, report func(Progress)) (mended m
 type repair struct {
 	job      RepairJob
 	manifest *manifest.Manifest
-	bad      []int64 // still
+	content  *os.File // for reading
+	bad      []int64  // still
 	mended   map[string][]int64
 	progress *meter
 }
 
-func (r *repair) run(ctx context.Context, content *os.File) error {
-	if err := r.recheck(content); err != nil {
+func (r *repair) run(ctx context.Context) error {
+	if err := r.recheck(); err != nil {
 		return err
 	}
 	var reasons []error
@@ -81,7 +87,7 @@ func (r *repair) run(ctx context.Context, content *os.File) error {
 		if len(r.bad) == 0 {
 			return nil
 		}
-		err := r.ask(ctx, content, giver)
+		err := r.ask(ctx, giver)
 		var write *writeError
 		switch {
 		case ctx.Err() != nil:
@@ -116,8 +122,10 @@ func (r *repair) givenUp(reasons []error) error {
 	return backingimage.Errorf(kind, "%w; they cannot be repaired: %w", &BadChunks{r.bad}, because)
 }
 
-// zeros gives the chunks of zeros, which nobody needs to be asked for.
-var zeros = Giver{Name: "the manifest", Chunk: func(_ context.Context, _ int64, want manifest.Digest) ([]byte, error) {
+// Zeros is the name of the Giver of chunks of zeros, which nobody needs to be asked for.
+const Zeros = "manifest"
+
+var zeros = Giver{Name: Zeros, Chunk: func(_ context.Context, _ int64, want manifest.Digest) ([]byte, error) {
 	if !want.IsZero() {
 		return nil, errNotZero
 	}
@@ -128,12 +136,12 @@ var errNotZero = backingimage.Errorf(backingimage.NotFound, "the chunk is not ze
 
 // recheck takes from the list what is right by now: an earlier repair was killed after it had written it, perhaps before it
 // was on the disk.
-func (r *repair) recheck(content *os.File) error {
-	if err := content.Sync(); err != nil {
+func (r *repair) recheck() error {
+	if err := r.content.Sync(); err != nil {
 		return fmt.Errorf("sync copy: %w", err)
 	}
 	for _, index := range slices.Clone(r.bad) {
-		good, err := r.reread(content, index)
+		good, err := r.reread(index)
 		if err != nil {
 			return err
 		}
@@ -148,10 +156,10 @@ func (r *repair) recheck(content *os.File) error {
 }
 
 // ask mends what a giver gives. It goes on after an error that is about one chunk, and returns the first.
-func (r *repair) ask(ctx context.Context, content *os.File, giver Giver) error {
+func (r *repair) ask(ctx context.Context, giver Giver) error {
 	var first error
 	for _, index := range slices.Clone(r.bad) {
-		err := r.mend(ctx, content, giver, index)
+		err := r.mend(ctx, giver, index)
 		if err == nil {
 			r.mended[giver.Name] = append(r.mended[giver.Name], index)
 			continue
@@ -167,7 +175,7 @@ func (r *repair) ask(ctx context.Context, content *os.File, giver Giver) error {
 }
 
 // mend writes one chunk anew.
-func (r *repair) mend(ctx context.Context, content *os.File, giver Giver, index int64) error {
+func (r *repair) mend(ctx context.Context, giver Giver, index int64) error {
 	want := r.manifest.Digest(index)
 	offset, length := r.manifest.Span(index)
 	chunk, err := giver.Chunk(ctx, index, want)
@@ -181,10 +189,11 @@ func (r *repair) mend(ctx context.Context, content *os.File, giver Giver, index 
 		return backingimage.Errorf(backingimage.Corrupt, "chunk %d of it is not what the manifest says", index)
 	}
 	klog.FromContext(ctx).Info("Writing a damaged chunk anew; volumes that were cloned before keep what they were given", "directory", r.job.Dir, "chunk", index, "offset", offset, "from", giver.Name)
-	if err := rewrite(content, format.Chunk{Index: index, Data: chunk}, offset); err != nil {
+	err = r.job.Change(func(content *os.File) error { return rewrite(content, format.Chunk{Index: index, Data: chunk}, offset) })
+	if err != nil {
 		return &writeError{fmt.Errorf("write chunk %d anew: %w", index, err)}
 	}
-	good, err := r.reread(content, index)
+	good, err := r.reread(index)
 	if err != nil {
 		return &writeError{err}
 	}
@@ -214,9 +223,9 @@ func rewrite(content *os.File, chunk format.Chunk, offset int64) error {
 }
 
 // reread compares a chunk, as it is on the disk, with the manifest.
-func (r *repair) reread(content *os.File, index int64) (good bool, err error) {
+func (r *repair) reread(index int64) (good bool, err error) {
 	offset, length := r.manifest.Span(index)
-	return verifyChunk(content, r.manifest.Digest(index), make([]byte, length), offset)
+	return verifyChunk(r.content, r.manifest.Digest(index), make([]byte, length), offset)
 }
 
 // done takes a chunk that is right off the mark.

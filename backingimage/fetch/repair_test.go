@@ -134,7 +134,7 @@ func TestRepair(t *testing.T) {
 	}{
 		"one byte":                          {[]int64{100}, []fetch.Giver{p.giver("peer")}, map[string][]int64{"peer": {0}}},
 		"the last, short chunk":             {[]int64{13<<20 + 511}, []fetch.Giver{p.giver("peer")}, map[string][]int64{"peer": {6}}},
-		"a chunk of zeros, of nobody":       {[]int64{5 << 20}, nil, map[string][]int64{"the manifest": {2}}},
+		"a chunk of zeros, of nobody":       {[]int64{5 << 20}, nil, map[string][]int64{fetch.Zeros: {2}}},
 		"each chunk of who has it":          {[]int64{1, 3 << 20, 9 << 20}, []fetch.Giver{p.giver("liar", 1), p.giver("peer")}, map[string][]int64{"liar": {0, 4}, "peer": {1}}},
 		"one who is away, one who has none": {[]int64{1}, []fetch.Giver{without("away", backingimage.NotReady), without("none", backingimage.NotFound), p.giver("peer")}, map[string][]int64{"peer": {0}}},
 	} {

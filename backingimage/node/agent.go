@@ -40,6 +40,9 @@ type Options struct {
 	MaxFetches       int               // fetches at once; default 5
 	Heartbeat        time.Duration     // default 20 s
 	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
+	Peers            ChunkSource       // of images' chunks, for repairs; nil when there are none
+	ScrubInterval    time.Duration     // how often every ready copy is read again; default 168 h
+	ScrubRate        int64             // how fast, in bytes per second, unless somebody asked for it; default 50 MB/s
 	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
 	RetryMax         time.Duration     // default 5 min
 	Clock            clock.WithTicker
@@ -58,6 +61,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ProgressInterval == 0 {
 		o.ProgressInterval = 2 * time.Second
+	}
+	if o.ScrubInterval == 0 {
+		o.ScrubInterval = 7 * 24 * time.Hour
+	}
+	if o.ScrubRate == 0 {
+		o.ScrubRate = 50_000_000
 	}
 	if o.RetryBase == 0 {
 		o.RetryBase = time.Minute
@@ -82,6 +91,7 @@ type Agent struct {
 	options Options
 	loop    *reconcile.Loop
 	fetches *fetches
+	scrubs  *scrubs
 
 	registered chan struct{} // closed when the node and its disks are
 }
@@ -98,6 +108,7 @@ func New(name string, s *store.Store, disks []*disk.Disk, o Options) (*Agent, er
 	}
 	a.loop = reconcile.New("copies", a, reconcile.Options{Clock: a.options.Clock})
 	a.fetches = newFetches(a.options.MaxFetches)
+	a.scrubs = newScrubs()
 	return a, nil
 }
 
@@ -123,7 +134,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.loop.Run(ctx) })
 	group.Go(func() error { return a.heartbeats(ctx) })
+	group.Go(func() error { return a.scrubAll(ctx) })
 	err := group.Wait()
+	a.scrubs.stopAll()
 	a.fetches.stopAll()
 	return err
 }
@@ -141,6 +154,9 @@ func (a *Agent) Registered(ctx context.Context) error {
 // copyChanged looks again at the copy, and at the copies of its image that may have waited for it.
 func (a *Agent) copyChanged(c *v1alpha1.BackingImageCopy) {
 	a.loop.Enqueue(c.Name)
+	if c.VerifyPending() {
+		a.scrubs.wake()
+	}
 	if c.Status.State == v1alpha1.CopyReady {
 		a.wake(c.Spec.ImageUID)
 	}

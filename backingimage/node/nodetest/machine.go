@@ -48,6 +48,8 @@ type Machine struct {
 	Credentials credential.Store
 	Exporter    node.Exporter
 	Openers     map[string]node.Opener // of sources, from the next Start on; may be nil
+	// Tune changes the agent's options, from the next Start on; may be nil.
+	Tune func(*node.Options)
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -69,11 +71,15 @@ func (m *Machine) Start() {
 	m.tb.Helper()
 	s, err := store.New(m.API, store.Options{})
 	must(m.tb, err)
-	a, err := node.New(NodeName, s, m.Disks, node.Options{
+	options := node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		Credentials: m.Credentials, Exporter: m.Exporter, Openers: m.Openers,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
-	})
+	}
+	if m.Tune != nil {
+		m.Tune(&options)
+	}
+	a, err := node.New(NodeName, s, m.Disks, options)
 	must(m.tb, err)
 	parts := []Part{s, a, controller.NewImages(s, controller.Options{Credentials: m.Credentials})}
 	if m.More != nil {
