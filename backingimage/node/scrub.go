@@ -301,7 +301,7 @@ func (s *scrub) verified(status *v1alpha1.BackingImageCopyStatus, err error) {
 		status.Message = damageText(damage.Chunks) + "; about to be repaired"
 	case err != nil:
 		status.VerifyResult = "could not be verified: " + err.Error()
-		status.Message = status.VerifyResult
+		status.Message, status.Reason = status.VerifyResult, backingimage.KindOf(err).String()
 	default:
 		status.LastVerifiedTime = &now
 		status.VerifyResult, status.Message, status.Reason, status.BadChunks = "every chunk agrees with the manifest", "", "", nil

@@ -30,6 +30,13 @@ func (s *Server) serveFile(rw http.ResponseWriter, r *http.Request, name string)
 		http.Error(rw, err.Error(), httpStatus(err))
 		return
 	}
+	if name == disk.ImageFile {
+		err = intact(r, dir, record.VirtualBytes)
+	}
+	if err != nil {
+		http.Error(rw, err.Error(), httpStatus(err))
+		return
+	}
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		klog.FromContext(r.Context()).Error(err, "Cannot serve a copy")
@@ -58,13 +65,21 @@ func (s *served) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// readyCopy finds a finished copy of an image on this node's disks. NotFound.
+// readyCopy finds a finished copy of an image on this node's disks, one without known damage if there is one. NotFound.
 func (s *Server) readyCopy(uid string) (dir string, record fetch.Record, err error) {
 	for _, d := range s.disks {
-		dir := d.Layout().Image(uid)
-		if record, err := fetch.ReadRecord(dir); err == nil {
-			return dir, record, nil
+		here := d.Layout().Image(uid)
+		found, err := fetch.ReadRecord(here)
+		if err != nil {
+			continue
 		}
+		dir, record = here, found
+		if bad, err := fetch.Damage(here); err == nil && len(bad) == 0 {
+			break
+		}
+	}
+	if dir != "" {
+		return dir, record, nil
 	}
 	return "", fetch.Record{}, backingimage.Errorf(backingimage.NotFound, "this node has no ready copy of the image; ask another")
 }

@@ -41,6 +41,7 @@ type flags struct {
 	peerListen       string
 	advertiseAddress string
 	uploadIdle       time.Duration
+	scrub            scrubFlags
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -88,6 +89,7 @@ name another.`,
 	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
 	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
+	f.scrub.add(flags)
 	return cmd
 }
 
@@ -190,6 +192,9 @@ func (f *flags) limits(cfg *Config) error {
 	cfg.agent.Source.Connections = f.downloadRanges
 	cfg.agent.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	cfg.agent.Version = program.Version
+	if err := f.scrub.apply(&cfg.agent); err != nil {
+		return err
+	}
 	cfg.provisioner = provisioner.Options{OverProvisioningPercent: f.overProvisioning, MinimalAvailablePercent: f.minimalAvailable}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"plinth.dev/plinth/backingimage"
 )
@@ -52,6 +53,21 @@ func TestDownloadRanges(t *testing.T) {
 	for _, n := range []string{"0", "-1", "33"} {
 		if _, err := parse("--download-ranges=" + n); !backingimage.Is(err, backingimage.Invalid) || !strings.HasPrefix(err.Error(), "--download-ranges: ") {
 			t.Errorf("%s: got %v", n, err)
+		}
+	}
+}
+
+func TestScrubFlags(t *testing.T) {
+	if c, err := parse(); err != nil || c.agent.ScrubInterval != 168*time.Hour || c.agent.ScrubRate != 50_000_000 {
+		t.Errorf("by default: %s, %d, %v", c.agent.ScrubInterval, c.agent.ScrubRate, err)
+	}
+	if c, err := parse("--scrub-interval=1h", "--scrub-rate=1Gi"); err != nil || c.agent.ScrubInterval != time.Hour || c.agent.ScrubRate != 1<<30 {
+		t.Errorf("got %s, %d, %v", c.agent.ScrubInterval, c.agent.ScrubRate, err)
+	}
+	for _, arg := range []string{"--scrub-interval=0s", "--scrub-interval=-1h", "--scrub-rate=0", "--scrub-rate=fast"} {
+		flag, _, _ := strings.Cut(arg, "=")
+		if _, err := parse(arg); !backingimage.Is(err, backingimage.Invalid) || !strings.HasPrefix(err.Error(), flag+": ") {
+			t.Errorf("%s: got %v", arg, err)
 		}
 	}
 }
