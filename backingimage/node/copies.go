@@ -61,6 +61,12 @@ func (a *Agent) unreadable(ctx context.Context, c *v1alpha1.BackingImageCopy, wh
 	if backingimage.Is(why, backingimage.Unsupported) && c.Status.State != v1alpha1.CopyFailed {
 		return a.failed(ctx, c.Name, why)
 	}
+	if len(c.Status.BadChunks) > 0 {
+		why = fmt.Errorf("%s; %w", damageText(c.Status.BadChunks), why)
+		if err := a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { s.Message = why.Error() }); err != nil {
+			return err
+		}
+	}
 	return fmt.Errorf("look at copy: %w", why)
 }
 

@@ -315,6 +315,23 @@ func TestAScrubKeepsToItsRateAndGivesWayToPeople(t *testing.T) {
 	m.UntilNoFiles(i)
 }
 
+func TestAScrubPausesWhileSomethingIsFetchedToTheDisk(t *testing.T) {
+	m := mustRot(t, func(o *node.Options) { o.ScrubInterval = 500 * time.Millisecond }, 1)
+	slow, w := nodetest.NewWeb(t, 8<<20), nodetest.NewWeb(t, 8<<20)
+	slow.Hold = make(chan struct{})
+	m.CreateImage("slow", slow.URL, "", 1)
+	m.UntilState("slow", v1alpha1.CopyInProgress)
+	m.CreateImage("image", w.URL, "", 1)
+	i := m.UntilReady("image", "1/1")
+	m.untilCopy(t, 0, i, "about to be read", func(c *v1alpha1.BackingImageCopy) bool { return strings.HasPrefix(c.Status.Message, "verifying, ") })
+	time.Sleep(time.Second)
+	if c, _ := m.Store.Copies.Get(m.copyName(0, i)); c.Status.LastVerifiedTime != nil {
+		t.Error("it was read during the fetch")
+	}
+	close(slow.Hold)
+	m.untilCopy(t, 0, i, "read", func(c *v1alpha1.BackingImageCopy) bool { return c.Status.LastVerifiedTime != nil })
+}
+
 func TestACopyWhoseFilesAreLostIsMadeAnew(t *testing.T) {
 	m := mustRot(t, nil, 1)
 	w, beside := nodetest.NewWeb(t, 8<<20), nodetest.NewWeb(t, 4<<20)

@@ -197,20 +197,13 @@ func verifyBad(t *testing.T, v *verifier) {
 	v.refused(t, 8, []string{"1 of 1 copies are bad", "bytes 2097152-4194303", "503"}, "image", "verify", "golden")
 	v.MustCLI("volume", "create", "waits", "--image", "golden")
 	time.Sleep(time.Second)
-	volumes, err := filepath.Glob(filepath.Join(v.DataDir, "disk", "pool", "volumes", "*"))
-	if err != nil || len(volumes) > 0 {
-		t.Errorf("a damaged copy was cloned: %q, %v", volumes, err)
+	if made := v.clones(t); len(made) > 0 {
+		t.Errorf("a damaged copy was cloned: %q", made)
 	}
 	v.web.fail.Store(false)
 	v.MustCLI("image", "verify", "golden")
 	v.whole(t)
-	until(t, "the volume is cloned", func() bool {
-		volumes, err = filepath.Glob(filepath.Join(v.DataDir, "disk", "pool", "volumes", "*", "volume.raw"))
-		return err == nil && len(volumes) == 1
-	})
-	if got, err := os.ReadFile(volumes[0]); err != nil || !bytes.Equal(got, v.web.content) {
-		t.Errorf("the volume differs (%v)", err)
-	}
+	v.cloned(t)
 	v.MustCLI("volume", "rm", "waits")
 }
 
@@ -257,9 +250,31 @@ func removedCopy(t *testing.T, v *verifier) {
 	if err := os.RemoveAll(v.dir); err != nil {
 		t.Fatal(err)
 	}
+	v.MustCLI("volume", "create", "early", "--image", "golden")
 	until(t, "it is there again", func() bool { _, err := os.Stat(v.dir); return err == nil && v.copyState(t) == "ready" })
 	v.MustCLI("image", "verify", "golden")
 	v.whole(t)
+	v.cloned(t)
+	v.MustCLI("volume", "rm", "early")
+}
+
+// clones are the contents of all volumes.
+func (v *verifier) clones(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(v.DataDir, "disk", "pool", "volumes", "*", "volume.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
+// cloned waits for the one volume to be a clone of the golden image.
+func (v *verifier) cloned(t *testing.T) {
+	t.Helper()
+	until(t, "the volume is cloned", func() bool { return len(v.clones(t)) == 1 })
+	if got, err := os.ReadFile(v.clones(t)[0]); err != nil || !bytes.Equal(got, v.web.content) {
+		t.Errorf("the volume differs (%v)", err)
+	}
 }
 
 func verifyRefusals(t *testing.T, v *verifier) {
