@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
@@ -99,6 +98,9 @@ func (r *repair) run(ctx context.Context) {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
+		if _, complete := a.scrubs.complete.LoadAndDelete(name); !complete {
+			a.scrubs.unread.Store(name, true) // where something was damaged, more may be
+		}
 		write(func(s *v1alpha1.BackingImageCopyStatus) { r.mended(s, mended) })
 	default:
 		if err := a.failed(ctx, name, r.explain(err)); err != nil {
@@ -134,10 +136,6 @@ func (r *repair) mended(s *v1alpha1.BackingImageCopyStatus, mended map[string][]
 			from = append(from, giversInWords[giver])
 		}
 		s.VerifyResult += " from " + strings.Join(from, " and ")
-	}
-	if s.LastVerifiedTime == nil { // the mark outlived the agent that made it
-		now := metav1.NewTime(r.agent.options.Clock.Now())
-		s.LastVerifiedTime = &now
 	}
 }
 

@@ -26,6 +26,8 @@ type scrubs struct {
 	*fetches
 	woken    chan struct{}
 	answered sync.Map             // requests that were, by copy: the cache may not know yet
+	complete sync.Map             // copies all of whose damage is known, until it is repaired
+	unread   sync.Map             // copies of which only a part was read since damage was found
 	after    map[string]time.Time // when copies may be read again unasked, lest one that cannot be is read all the time; scrubAll's own
 }
 
@@ -49,12 +51,14 @@ func (s *scrubs) forget(exists func(name string) bool) {
 			delete(s.after, name)
 		}
 	}
-	s.answered.Range(func(name, _ any) bool {
-		if !exists(name.(string)) {
-			s.answered.Delete(name)
-		}
-		return true
-	})
+	for _, kept := range []*sync.Map{&s.answered, &s.complete, &s.unread} {
+		kept.Range(func(name, _ any) bool {
+			if !exists(name.(string)) {
+				kept.Delete(name)
+			}
+			return true
+		})
+	}
 }
 
 // wake makes scrubAll look again.
@@ -124,7 +128,9 @@ func (a *Agent) scrubNext(ctx context.Context, uuid string, d *disk.Disk) {
 	if next == nil {
 		return
 	}
-	a.scrubs.after[next.Name] = now.Add(min(scrubRetry, a.options.ScrubInterval))
+	if !a.scrubs.asked(next) {
+		a.scrubs.after[next.Name] = now.Add(min(scrubRetry, a.options.ScrubInterval))
+	}
 	a.scrubs.start(next.Name, false, func(ctx context.Context) { a.scrub(ctx, next, d) }, klog.FromContext(ctx))
 }
 
@@ -139,7 +145,9 @@ func (a *Agent) scrubDue(c *v1alpha1.BackingImageCopy) (due time.Time, is bool) 
 	if asked {
 		return time.Time{}, true
 	}
-	due = scrubTime(c, a.options.ScrubInterval)
+	if _, unread := a.scrubs.unread.Load(c.Name); !unread {
+		due = scrubTime(c, a.options.ScrubInterval)
+	}
 	if after := a.scrubs.after[c.Name]; due.Before(after) {
 		due = after
 	}
@@ -176,8 +184,13 @@ func (a *Agent) scrub(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 		return fetch.Scrub(ctx, s.dir, fetch.ScrubOptions{Pace: s.pace, Found: func(chunk int64) error { return s.found(ctx, chunk) }}, meter.progress)
 	})
 	meter.stop()
+	s.mark(ctx)
 	if ctx.Err() != nil {
 		return
+	}
+	a.scrubs.unread.Delete(c.Name)
+	if damage := new(fetch.BadChunks); errors.As(err, &damage) {
+		a.scrubs.complete.Store(c.Name, true)
 	}
 	if err := a.report(ctx, c.Name, func(status *v1alpha1.BackingImageCopyStatus) { s.verified(status, err) }); err != nil {
 		log.Error(err, "Cannot report a verification")
@@ -198,6 +211,9 @@ type scrub struct {
 
 	mu   sync.Mutex
 	next time.Time // when the disk may be read again
+
+	unmarked []int64 // damaged chunks that are about to be marked
+	marked   time.Time
 }
 
 // unaskedInterval is between two reports of a verification that nobody asked for.
@@ -242,20 +258,36 @@ func (s *scrub) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// found marks a bad chunk, on the disk before anywhere else. A mark that cannot be made is no reason to say nothing: then
-// the status alone has it.
+// markInterval is between two marks: a medium that gives up has thousands of bad chunks.
+const markInterval = time.Second
+
+// found marks a bad chunk, on the disk before anywhere else: the first at once, others soon.
 func (s *scrub) found(ctx context.Context, chunk int64) error {
 	a := s.agent
 	s.free.Store(true)
 	a.options.Metrics.badChunks.Inc()
 	klog.FromContext(ctx).Error(nil, "Found a damaged chunk", "backingImage", s.copy.Spec.Image, "disk", s.copy.Spec.DiskUUID, "chunk", chunk)
-	if err := fetch.MarkDamaged(s.dir, chunk); err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot mark a damaged chunk", "directory", s.dir, "chunk", chunk)
+	s.unmarked = append(s.unmarked, chunk)
+	if a.options.Clock.Since(s.marked) < markInterval {
+		return nil
 	}
-	if err := a.report(ctx, s.copy.Name, func(status *v1alpha1.BackingImageCopyStatus) { bad(status, chunk) }); err != nil && ctx.Err() == nil {
+	found := slices.Clone(s.unmarked)
+	s.mark(ctx)
+	if err := a.report(ctx, s.copy.Name, func(status *v1alpha1.BackingImageCopyStatus) { bad(status, found...) }); err != nil && ctx.Err() == nil {
 		klog.FromContext(ctx).Error(err, "Cannot report a damaged chunk")
 	}
 	return nil
+}
+
+// mark marks what was found. A mark that cannot be made is no reason to say nothing: then the status alone has it.
+func (s *scrub) mark(ctx context.Context) {
+	if len(s.unmarked) == 0 {
+		return
+	}
+	if err := fetch.MarkDamaged(s.dir, s.unmarked...); err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot mark damaged chunks", "directory", s.dir, "chunks", s.unmarked)
+	}
+	s.unmarked, s.marked = nil, s.agent.options.Clock.Now()
 }
 
 // maxBadListed bounds status.badChunks.

@@ -186,6 +186,9 @@ func TestADamagedCopyIsRepairedFromAnotherOnTheNode(t *testing.T) {
 		for d := range m.Disks {
 			m.mustBeWhole(t, d, i, w.Content)
 		}
+		m.untilCopy(t, 0, i, "read as a whole", func(c *v1alpha1.BackingImageCopy) bool {
+			return c.Status.State == v1alpha1.CopyReady && strings.Contains(c.Status.VerifyResult, "every chunk")
+		})
 	})
 }
 
@@ -248,6 +251,27 @@ func TestARepairOfAnImageThatIsConverted(t *testing.T) {
 	if _, err := os.Stat(m.Disks[0].Layout().StagedImage(string(i.UID))); !os.IsNotExist(err) {
 		t.Errorf("what was fetched for the repair is still there (%v)", err)
 	}
+}
+
+func TestAMediumThatGivesUp(t *testing.T) {
+	m := mustRot(t, nil, 1)
+	w := nodetest.NewWeb(t, 160<<20)
+	m.CreateImage("image", w.URL, "", 1)
+	i := m.UntilReady("image", "1/1")
+	var all []int64
+	for at := int64(1); at < 160<<20; at += manifest.ChunkBytes {
+		all = append(all, at)
+	}
+	m.flip(t, 0, i, all...)
+	m.verify(t, 0, i)
+	s := m.untilCopy(t, 0, i, "known to be damaged as a whole", func(c *v1alpha1.BackingImageCopy) bool { return len(c.Status.BadChunks) == 64 }).Status
+	if !strings.Contains(s.Message, "and 72 more are damaged") {
+		t.Errorf("message is %q", s.Message)
+	}
+	if s := m.untilVerified(t, 0, i); s.State != v1alpha1.CopyReady {
+		t.Errorf("status is %+v", s)
+	}
+	m.mustBeWhole(t, 0, i, w.Content)
 }
 
 func mustGzip(t *testing.T, content []byte) []byte {
