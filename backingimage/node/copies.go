@@ -72,11 +72,12 @@ func (a *Agent) unreadable(ctx context.Context, c *v1alpha1.BackingImageCopy, wh
 
 // lost says at a copy that was there why it is no more, so that nobody counts on it.
 func (a *Agent) lost(ctx context.Context, c *v1alpha1.BackingImageCopy, why error) error {
-	if c.Status.State != v1alpha1.CopyReady {
+	if c.Status.State != v1alpha1.CopyReady && len(c.Status.BadChunks) == 0 {
 		return nil
 	}
 	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) {
 		s.State, s.Reason, s.Progress, s.BadChunks = v1alpha1.CopyPending, backingimage.KindOf(why).String(), 0, nil
+		s.Attempts, s.NextTryTime = 0, nil // those were of a repair
 		s.Message = "is made anew: " + why.Error()
 	})
 }

@@ -102,11 +102,19 @@ func (r *repair) run(ctx context.Context) {
 			a.scrubs.unread.Store(name, true) // where something was damaged, more may be
 		}
 		write(func(s *v1alpha1.BackingImageCopyStatus) { r.mended(s, mended) })
+	case r.gone():
+		// what cannot be repaired is made anew
 	default:
 		if err := a.failed(ctx, name, r.explain(err)); err != nil {
 			log.Error(err, "Cannot report the end of a repair; will begin anew")
 		}
 	}
+}
+
+// gone reports whether there is nothing left to repair.
+func (r *repair) gone() bool {
+	_, err := fetch.Load(r.disk.Layout().Image(r.copy.Spec.ImageUID))
+	return backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Corrupt)
 }
 
 func (r *repair) job(report func(fetch.Progress)) fetch.RepairJob {

@@ -25,14 +25,16 @@ import (
 type scrubs struct {
 	*fetches
 	woken    chan struct{}
-	answered sync.Map             // requests that were, by copy: the cache may not know yet
-	complete sync.Map             // copies all of whose damage is known, until it is repaired
-	unread   sync.Map             // copies of which only a part was read since damage was found
-	after    map[string]time.Time // when copies may be read again unasked, lest one that cannot be is read all the time; scrubAll's own
+	answered sync.Map // requests that were, by copy: the cache may not know yet
+	complete sync.Map // copies all of whose damage is known, until it is repaired
+	unread   sync.Map // copies of which only a part was read since damage was found
+	// scrubAll's own:
+	after   map[string]time.Time // when copies may be read again unasked, lest one that cannot be is read all the time
+	unasked map[string]string    // the copy that was last read unasked, by disk
 }
 
 func newScrubs() *scrubs {
-	return &scrubs{fetches: newFetches(math.MaxInt), woken: make(chan struct{}, 1), after: map[string]time.Time{}}
+	return &scrubs{fetches: newFetches(math.MaxInt), woken: make(chan struct{}, 1), after: map[string]time.Time{}, unasked: map[string]string{}}
 }
 
 // asked reports whether somebody waits for a copy to be read.
@@ -99,39 +101,55 @@ func (a *Agent) scrubAll(ctx context.Context) error {
 	}
 }
 
-// checkCopies has every ready copy looked at whose files are not as they must be, as far as can be told without reading them.
+// checkCopies has every copy looked at whose files are not as they must be, as far as can be told without reading them.
 func (a *Agent) checkCopies() {
 	for _, c := range a.store.Copies.List() {
 		d, mine := a.disks[c.Spec.DiskUUID]
-		if mine && c.Status.State == v1alpha1.CopyReady && fetch.Check(d.Layout().Image(c.Spec.ImageUID)) != nil {
+		ready, bad := c.Status.State == v1alpha1.CopyReady, len(c.Status.BadChunks) > 0
+		if !mine || !ready && !bad {
+			continue
+		}
+		if err := fetch.Check(d.Layout().Image(c.Spec.ImageUID)); err != nil && (ready || !backingimage.Is(err, backingimage.NotReady)) {
 			a.loop.Enqueue(c.Name)
 		}
 	}
 }
 
-// scrubNext begins to read that copy on a disk which has been due for longest, those that somebody asked for first.
+// scrubNext begins to read that copy on a disk which has been due for longest. One that somebody asked for comes first, and does
+// not wait for one that nobody did.
 func (a *Agent) scrubNext(ctx context.Context, uuid string, d *disk.Disk) {
+	next := a.scrubDueOn(uuid)
+	if next == nil {
+		return
+	}
+	asked, unasked := a.scrubs.asked(next), a.scrubs.unasked[uuid]
+	if asked && a.scrubs.running(unasked) {
+		a.scrubs.stop(unasked)
+		delete(a.scrubs.after, unasked)
+	}
 	if a.scrubs.onDisk(uuid) {
 		return
 	}
-	now := a.options.Clock.Now()
+	if a.scrubs.unasked[uuid] = ""; !asked {
+		a.scrubs.unasked[uuid] = next.Name
+		a.scrubs.after[next.Name] = a.options.Clock.Now().Add(min(scrubRetry, a.options.ScrubInterval))
+	}
+	a.scrubs.start(next.Name, false, func(ctx context.Context) { a.scrub(ctx, next, d) }, klog.FromContext(ctx))
+}
+
+// scrubDueOn is the copy on a disk that has been due for longest; nil when none is.
+func (a *Agent) scrubDueOn(uuid string) *v1alpha1.BackingImageCopy {
 	var next *v1alpha1.BackingImageCopy
-	var since time.Time
+	since := a.options.Clock.Now()
 	for _, c := range a.store.Copies.List() {
 		if c.Spec.DiskUUID != uuid || c.DeletionTimestamp != nil {
 			continue
 		}
-		if due, is := a.scrubDue(c); is && !due.After(now) && (next == nil || due.Before(since)) {
+		if due, is := a.scrubDue(c); is && (due.Before(since) || next == nil && due.Equal(since)) {
 			next, since = c, due
 		}
 	}
-	if next == nil {
-		return
-	}
-	if !a.scrubs.asked(next) {
-		a.scrubs.after[next.Name] = now.Add(min(scrubRetry, a.options.ScrubInterval))
-	}
-	a.scrubs.start(next.Name, false, func(ctx context.Context) { a.scrub(ctx, next, d) }, klog.FromContext(ctx))
+	return next
 }
 
 // scrubDue is when a copy is to be read again: at once when somebody asked for it, else at a time that depends on its name, so that

@@ -234,6 +234,19 @@ func TestADamagedCopyThatNobodyCanRepair(t *testing.T) {
 		}
 		m.mustBeWhole(t, 0, i, w.Content)
 	})
+	t.Run("when it is removed by hand it is made anew", func(t *testing.T) {
+		good := w.Content
+		w.Content = bytes.Clone(good)
+		w.Content[7] ^= 1
+		m.flip(t, 0, i, 1)
+		m.verify(t, 0, i)
+		m.untilVerified(t, 0, i)
+		w.Content = good
+		disktest.MustUnseal(t, m.Disks[0], string(i.UID))
+		must(t, os.RemoveAll(filepath.Dir(m.Path(0, i))))
+		m.untilCopy(t, 0, i, "made anew", func(c *v1alpha1.BackingImageCopy) bool { return c.Status.State == v1alpha1.CopyReady })
+		m.mustBeWhole(t, 0, i, w.Content)
+	})
 }
 
 func TestARepairOfAnImageThatIsConverted(t *testing.T) {
@@ -325,15 +338,17 @@ func TestCopiesAreReadAgainByThemselves(t *testing.T) {
 }
 
 func TestAScrubKeepsToItsRateAndGivesWayToPeople(t *testing.T) {
-	m := mustRot(t, func(o *node.Options) { o.ScrubInterval, o.ScrubRate = 500*time.Millisecond, 1<<20 }, 1)
+	m := mustRot(t, func(o *node.Options) { o.ScrubInterval, o.ScrubRate = 500*time.Millisecond, 32<<10 }, 1)
 	w := nodetest.NewWeb(t, 16<<20)
 	m.CreateImage("image", w.URL, "", 1)
 	i := m.UntilReady("image", "1/1")
 	m.untilCopy(t, 0, i, "being read", func(c *v1alpha1.BackingImageCopy) bool { return strings.HasPrefix(c.Status.Message, "verifying, ") })
-	time.Sleep(time.Second) // 8 MiB at 1 MiB/s take eight
+	time.Sleep(time.Second) // 8 MiB at 32 KiB/s take minutes
 	if c, _ := m.Store.Copies.Get(m.copyName(0, i)); c.Status.LastVerifiedTime != nil || c.Status.State != v1alpha1.CopyReady {
 		t.Errorf("status is %+v", c.Status)
 	}
+	m.verify(t, 0, i) // who asks does not wait for one who did not
+	m.untilVerified(t, 0, i)
 	must(t, m.Store.Images.Delete(context.Background(), "image"))
 	m.UntilGone("image")
 	m.UntilNoFiles(i)
