@@ -4,6 +4,10 @@
 //
 // The object is the wish, the disk is the truth, the status is the report. A copy on disk without an object is removed;
 // an object without a copy on disk gets one; an object that already has one is reported ready, whoever made it.
+//
+// Disks forget. Ready copies are read again from time to time (see scrubs), a chunk that differs from the manifest is marked beside the
+// copy before anything else is done about it, and is written anew from the nearest who has it (see repair). While there is a mark
+// nothing is made of the copy. A copy whose files are gone is made anew.
 package node
 
 import (

@@ -44,6 +44,8 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 		return 0, a.unreadable(ctx, c, err)
 	}
 	a.scrubs.stop(name)
+	a.scrubs.complete.Delete(name)
+	a.scrubs.unread.Delete(name)
 	if err := a.lost(ctx, c, err); err != nil {
 		return 0, err
 	}
