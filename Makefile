@@ -29,8 +29,8 @@ VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
 REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller/... ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
@@ -53,6 +53,11 @@ test: deps tools ## Run every test; without root, say what is left out
 	@if command -v gcc >/dev/null; then set -x; \
 	  CGO_ENABLED=1 $(GO) test -race -short -timeout 10m $$($(GO) list -e -f '{{if not .Error}}{{.ImportPath}}{{end}}' $(RACE)); \
 	else echo "No gcc: the race detector is left out."; fi
+
+.PHONY: nightly
+nightly: ## Hold the plan of copies against a million random clusters, and fuzz it for ten minutes
+	PLINTH_PLAN_CASES=1000000 $(GO) test -count=1 -timeout 3h -run 'TestPlan' -v ./backingimage/controller
+	$(GO) test -run '^$$' -fuzz FuzzPlan -fuzztime 10m ./backingimage/controller
 
 .PHONY: sanity
 sanity: deps ## Run csi-sanity over the real server, engine and API

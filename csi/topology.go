@@ -6,15 +6,15 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 )
 
-// topologyKey is the one topological domain of Plinth: a volume is where its disk is.
-const topologyKey = "topology.plinth.dev/node"
+// TopologyKey is the one topological domain of Plinth: a volume is where its disk is.
+const TopologyKey = "topology.plinth.dev/node"
 
 // topologyOf is where a node's volumes can be reached; nothing for a volume that every node reaches.
 func topologyOf(node string) *csi.Topology {
 	if node == "" {
 		return nil
 	}
-	return &csi.Topology{Segments: map[string]string{topologyKey: node}}
+	return &csi.Topology{Segments: map[string]string{TopologyKey: node}}
 }
 
 // parseRequirement lists the nodes that a volume may be on, the preferred ones first; empty for any node.
@@ -54,9 +54,9 @@ func parseTopologies(field string, list []*csi.Topology) ([]string, error) {
 }
 
 func parseTopology(field string, t *csi.Topology) (node string, err error) {
-	node = t.GetSegments()[topologyKey]
+	node = t.GetSegments()[TopologyKey]
 	if node == "" {
-		return "", invalid(field, "%v has no segment %s, the only one that says where a volume is; remove the others from the class's allowedTopologies", t.GetSegments(), topologyKey)
+		return "", invalid(field, "%v has no segment %s, the only one that says where a volume is; remove the others from the class's allowedTopologies", t.GetSegments(), TopologyKey)
 	}
 	return node, nil
 }

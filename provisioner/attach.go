@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
@@ -129,10 +131,8 @@ func Progress(c *v1alpha1.BackingImageCopy) string {
 // Detach implements Node.
 func (a *Attacher) Detach(ctx context.Context, id string) error {
 	defer a.engines.lock(id)()
-	for disk, e := range a.engines.byDisk {
-		if err := e.Detach(ctx, id); err != nil {
-			return fmt.Errorf("detach volume %s from disk %s: %w", id, disk, err)
-		}
+	if err := a.engines.detach(ctx, id); err != nil {
+		return err
 	}
 	return backingimage.IgnoreNotFound(a.record(ctx, id, ""))
 }
@@ -193,11 +193,27 @@ func (a *Attacher) find(ctx context.Context, id string) (*v1alpha1.Volume, engin
 			return nil, nil, err
 		}
 	}
-	e, mine := a.engines.of(v.Spec.DiskUUID)
-	if !mine {
+	e, open := a.engines.of(v.Spec.DiskUUID)
+	if !open && v.Spec.NodeName == a.name {
+		return nil, nil, backingimage.Errorf(backingimage.NotReady, "volume %s is on disk %s, which is not there%s", id, v.Spec.DiskUUID, diskTrouble(a.store, v.Spec.DiskUUID))
+	}
+	if !open {
 		return nil, nil, backingimage.Errorf(backingimage.Precondition, "volume %s is on disk %s of node %s, this is node %s", id, v.Spec.DiskUUID, v.Spec.NodeName, a.name)
 	}
 	return v, e, nil
+}
+
+// diskTrouble is ": " and why a disk cannot be used, "" when it can, or nobody says why.
+func diskTrouble(s *store.Store, uuid string) string {
+	d, ok := s.Disks.Get(uuid)
+	if !ok {
+		return ": it is not registered"
+	}
+	ready := meta.FindStatusCondition(d.Status.Conditions, v1alpha1.ConditionReady)
+	if ready == nil || ready.Status == metav1.ConditionTrue {
+		return ""
+	}
+	return because(ready)
 }
 
 func attached(v *v1alpha1.Volume, device string) Attached {

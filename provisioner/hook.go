@@ -5,12 +5,14 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/source"
+	"plinth.dev/plinth/backingimage/store"
 )
 
 // draft is a volume while the hooks decide about it.
@@ -172,7 +174,7 @@ func sortedKeys(maps ...map[string]string) []string {
 // imageFailure is the error that an image stands for whose fetch has failed for good, nil for any other.
 func (p *Provisioner) imageFailure(image *v1alpha1.BackingImage) error {
 	var failed *v1alpha1.BackingImageCopy
-	for _, c := range p.store.Copies.List() {
+	for _, c := range p.store.Copies.By(store.ByImage, image.Name) {
 		if c.Spec.ImageUID != string(image.UID) {
 			continue
 		}
@@ -182,6 +184,9 @@ func (p *Provisioner) imageFailure(image *v1alpha1.BackingImage) error {
 		if c.Spec.Origin && c.Final() {
 			failed = c
 		}
+	}
+	if c := meta.FindStatusCondition(image.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == v1alpha1.ImageLost {
+		return backingimage.Errorf(backingimage.Precondition, "backing image %s: %s", image.Name, c.Message)
 	}
 	if failed == nil {
 		return nil

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -13,7 +12,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
-	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/placement"
 )
 
 // place chooses the disk: allowed by topology and selectors, with room, near the front of the wanted nodes, and
@@ -86,7 +85,7 @@ func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	}
 	for _, b := range p.store.Copies.List() {
 		if b.Spec.DiskUUID == disk.Name {
-			c.promised += max(b.Status.RealSize, b.Status.Size)
+			c.promised += placement.CopyBytes(b)
 		}
 	}
 	return c
@@ -107,47 +106,24 @@ func (p *Provisioner) refuses(c *candidate, d *draft) string {
 	case known && !meta.IsStatusConditionTrue(node.Status.Conditions, v1alpha1.ConditionReady):
 		return "its node is not ready"
 	case known && !node.Schedulable():
-		return "new volumes are not allowed on its node (allowScheduling, evictionRequested)"
+		return "new volumes are not allowed on its node (allowScheduling, evictionRequested, or cordoned)"
 	case len(d.request.Nodes) > 0 && disk.Spec.NodeName != "" && !slices.Contains(d.request.Nodes, disk.Spec.NodeName):
 		return "its node is not among those asked for: " + strings.Join(d.request.Nodes, ", ")
-	case !controller.HasTags(disk.Spec.Tags, d.parameters.DiskSelector):
+	case !placement.HasTags(disk.Spec.Tags, d.parameters.DiskSelector):
 		return fmt.Sprintf("lacks a tag of diskSelector %q", d.parameters.DiskSelector)
-	case known && !controller.HasTags(node.Spec.Tags, d.parameters.NodeSelector):
+	case known && !placement.HasTags(node.Spec.Tags, d.parameters.NodeSelector):
 		return fmt.Sprintf("its node lacks a tag of nodeSelector %q", d.parameters.NodeSelector)
 	}
 	imageBytes := int64(0)
 	if d.image != nil && p.copyState(d.image, disk.Name) == "" {
-		imageBytes = max(d.image.Status.RealSize, d.image.Status.Size)
+		imageBytes = placement.ImageBytes(d.image)
 	}
 	return c.lacks(d.bytes, imageBytes, p.options)
 }
 
 // lacks says what room is missing for a volume and, where it has to come first, its image; "" when there is enough.
 func (c *candidate) lacks(volumeBytes, imageBytes int64, o Options) string {
-	capacity := c.disk.Status.CapacityBytes
-	promisable := share(capacity, o.OverProvisioningPercent)
-	if c.promised+volumeBytes+imageBytes > promisable {
-		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken", backingimage.SizeText(c.promised), backingimage.SizeText(promisable), o.OverProvisioningPercent, backingimage.SizeText(capacity))
-	}
-	if reserve := share(capacity, o.MinimalAvailablePercent); c.disk.Status.AvailableBytes-imageBytes < reserve {
-		return fmt.Sprintf("%s are free, %s must stay free (%d %%)%s", backingimage.SizeText(c.disk.Status.AvailableBytes), backingimage.SizeText(reserve), o.MinimalAvailablePercent, andImage(imageBytes))
-	}
-	return ""
-}
-
-func andImage(bytes int64) string {
-	if bytes == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" after the image's %s", backingimage.SizeText(bytes))
-}
-
-// share is percent of bytes, without overflow.
-func share(bytes, percent int64) int64 {
-	if s := float64(bytes) / 100 * float64(percent); s < math.MaxInt64 {
-		return int64(s)
-	}
-	return math.MaxInt64
+	return o.limits().Lacks(c.disk, c.promised, volumeBytes, imageBytes)
 }
 
 func (p *Provisioner) copyState(image *v1alpha1.BackingImage, disk string) v1alpha1.CopyState {
@@ -207,7 +183,7 @@ func (p *Provisioner) Capacity(_ context.Context, raw map[string]string, node st
 		if p.refuses(c, d) != "" {
 			continue
 		}
-		room := share(disk.Status.CapacityBytes, p.options.OverProvisioningPercent) - c.promised
+		room := p.options.limits().Promisable(disk) - c.promised
 		available += room
 		largest = max(largest, room)
 	}

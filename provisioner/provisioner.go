@@ -12,6 +12,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/placement"
 	"plinth.dev/plinth/backingimage/store"
 )
 
@@ -49,6 +50,10 @@ func (o Options) withDefaults() Options {
 		o.AgentWait = time.Minute
 	}
 	return o
+}
+
+func (o Options) limits() placement.Limits {
+	return placement.Limits{OverProvisioningPercent: o.OverProvisioningPercent, MinimalAvailablePercent: o.MinimalAvailablePercent}
 }
 
 // Provisioner decides about volumes and writes them. Wrap it in Idempotent.
@@ -174,7 +179,7 @@ func (p *Provisioner) Delete(ctx context.Context, id string) error {
 		}
 		return now == nil, nil
 	})
-	return waited(err, "volume %s: waiting for the agent on node %s to remove it: %s", id, v.Spec.NodeName, v.Status.Message)
+	return waited(err, "volume %s: waiting for the agent on node %s to remove it: %s%s", id, v.Spec.NodeName, v.Status.Message, diskTrouble(p.store, v.Spec.DiskUUID))
 }
 
 // Expand implements Controller.

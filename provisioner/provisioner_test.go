@@ -17,6 +17,7 @@ import (
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
+	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/provisioner"
@@ -48,7 +49,6 @@ func newWorldOn(t *testing.T, disks int) *world {
 		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
 	}
 	w.engine = byDisk[pools[0].UUID()]
-	engines := provisioner.NewEngines(byDisk)
 	secrets, err := credential.OpenDirectory(filepath.Join(t.TempDir(), "secrets"))
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +56,13 @@ func newWorldOn(t *testing.T, disks int) *world {
 	w.secrets = secrets
 	w.Machine = nodetest.MustStart(t, pools...)
 	w.Stop()
-	w.Credentials, w.Exporter = secrets, engines
+	w.Credentials = secrets
+	enginesOf := func(open *disk.Set) *provisioner.Engines {
+		return provisioner.NewEngines(open, func(d *disk.Disk) engine.Engine { return byDisk[d.UUID()] })
+	}
+	w.Exporter = func(open *disk.Set) node.Exporter { return enginesOf(open) }
 	w.More = func(s *store.Store) []nodetest.Part {
+		engines := enginesOf(w.Set)
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
 		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines)}
@@ -312,7 +317,7 @@ func TestVolumeLife(t *testing.T) {
 		ctx, cancel := context.WithTimeout(ctx, nodetest.Wait)
 		defer cancel()
 		err := w.Store.Disks.Wait(ctx, w.Disks[0].UUID(), func(d *v1alpha1.Disk) (bool, error) {
-			return len(d.Status.Orphans) == 1 && d.Status.Orphans[0] == "orphan", nil
+			return len(d.Status.Orphans) == 1 && d.Status.Orphans[0].Name == "orphan", nil
 		})
 		if err != nil {
 			t.Error(err)

@@ -39,7 +39,17 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
+	defer l.engines.disks.OnChange(l.wakeDisk)()
 	return l.loop.Run(ctx)
+}
+
+// wakeDisk enqueues the volumes of a disk.
+func (l *VolumeLoop) wakeDisk(uuid string) {
+	for _, v := range l.store.Volumes.List() {
+		if v.Spec.DiskUUID == uuid {
+			l.loop.Enqueue(v.Name)
+		}
+	}
 }
 
 // wake enqueues the volumes that wait for an image on a disk ("": on any).
@@ -61,6 +71,9 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	if !mine {
 		return 0, nil
 	}
+	if err := l.engines.usable(v.Spec.DiskUUID); err != nil {
+		return 0, l.diskTroubled(ctx, v, err)
+	}
 	if v.DeletionTimestamp != nil {
 		return l.remove(ctx, e, v)
 	}
@@ -79,6 +92,17 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
 	}
 	return l.report(ctx, e, v, err)
+}
+
+// diskTroubled says at a volume what is wrong with its disk; the disk's recovery brings us back. What the volume was, it stays.
+func (l *VolumeLoop) diskTroubled(ctx context.Context, v *v1alpha1.Volume, trouble error) error {
+	_, err := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
+		if now.Status.State == "" {
+			now.Status.State = v1alpha1.VolumePending
+		}
+		now.Status.Reason, now.Status.Message = backingimage.KindOf(trouble).String(), trouble.Error()
+	})
+	return backingimage.IgnoreNotFound(err)
 }
 
 // make creates the volume's file from what it starts from.

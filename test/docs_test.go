@@ -33,7 +33,10 @@ func TestReferenceOfMetricsIsComplete(t *testing.T) {
 
 func TestReferenceOfStatesIsComplete(t *testing.T) {
 	source := mustRead(t, "../backingimage/api/v1alpha1/backingimage.go") + mustRead(t, "../backingimage/api/v1alpha1/volume.go")
-	same(t, "states.md", matches(source, `(?m)^\t(?:Copy|Volume)[A-Z][A-Za-z]+ +(?:CopyState|VolumeState) += "([^"]+)"`), firstColumn(t, "states.md"))
+	states := matches(source, `(?m)^\t(?:Copy|Volume)[A-Z][A-Za-z]+ +(?:CopyState|VolumeState) += "([^"]+)"`)
+	reasons := slices.Concat(matches(mustRead(t, "../backingimage/disk/health.go"), `(?m)^\tProblem[A-Za-z]+ +Problem = "([^"]+)"`),
+		matches(mustRead(t, "../backingimage/api/v1alpha1/conditions.go"), `(?m)^\tDisk[A-Za-z]+ += "([^"]+)"`))
+	same(t, "states.md", slices.Concat(states, reasons), firstColumn(t, "states.md"))
 }
 
 func TestLinksBetweenPagesLead(t *testing.T) {

@@ -20,11 +20,13 @@ type changes struct {
 func newChanges(plans func()) *changes { return &changes{last: map[string]any{}, plans: plans} }
 
 func (c *changes) disk(d *v1alpha1.Disk, exists bool) {
-	c.note("disk/"+d.Name, []any{exists, d.Spec, d.UID, d.DeletionTimestamp != nil, meta.IsStatusConditionTrue(d.Status.Conditions, v1alpha1.ConditionReady)})
+	c.note("disk/"+d.Name, []any{exists, d.Spec, d.UID, d.DeletionTimestamp != nil,
+		meta.IsStatusConditionTrue(d.Status.Conditions, v1alpha1.ConditionReady), meta.IsStatusConditionTrue(d.Status.Conditions, v1alpha1.ConditionFull)})
 }
 
 func (c *changes) node(n *v1alpha1.StorageNode, exists bool) {
-	c.note("node/"+n.Name, []any{exists, n.Spec, n.UID, n.DeletionTimestamp != nil, meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady)})
+	c.note("node/"+n.Name, []any{exists, n.Spec, n.UID, n.DeletionTimestamp != nil,
+		meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady), n.Status.Cordoned})
 }
 
 func (c *changes) note(key string, facts any) {

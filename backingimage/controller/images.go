@@ -6,33 +6,51 @@ import (
 	"slices"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/placement"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/store"
 )
 
 // Images is the loop that gives every BackingImage its copies.
 type Images struct {
-	store   *store.Store
-	options Options
-	loop    *reconcile.Loop
+	store    *store.Store
+	options  Options
+	loop     *reconcile.Loop
+	ledger   placement.Ledger
+	silences *silences
+	reports  *reports
 }
 
 // Options of an Images.
 type Options struct {
 	// Credentials keeps the secrets that go with their images; nil when there are none.
 	Credentials credential.Store
+	Settings    Settings
+	Recorder    Recorder // default LogRecorder
+	Clock       clock.WithTicker
+}
+
+func (o Options) withDefaults() Options {
+	o.Settings = o.Settings.WithDefaults()
+	if o.Recorder == nil {
+		o.Recorder = LogRecorder{}
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	return o
 }
 
 // NewImages makes the loop; it starts nothing.
 func NewImages(s *store.Store, o Options) *Images {
-	c := &Images{store: s, options: o}
-	c.loop = reconcile.New("images", c, reconcile.Options{})
+	o = o.withDefaults()
+	c := &Images{store: s, options: o, silences: newSilences(), reports: newReports(o.Clock)}
+	c.loop = reconcile.New("images", c, reconcile.Options{Clock: o.Clock})
 	return c
 }
 
@@ -42,16 +60,8 @@ func (c *Images) Run(ctx context.Context) error {
 		return err
 	}
 	defer c.store.Images.OnChange(func(i *v1alpha1.BackingImage) { c.loop.Enqueue(i.Name) })()
-	defer c.store.Copies.OnChange(func(b *v1alpha1.BackingImageCopy) {
-		c.loop.Enqueue(b.Spec.Image)
-		c.wakeClones(b.Spec.Image)
-	})()
-	defer c.store.Volumes.OnChange(func(v *v1alpha1.Volume) {
-		if v.Spec.Image != nil {
-			c.loop.Enqueue(v.Spec.Image.Name)
-		}
-		c.wakeExports(v)
-	})()
+	defer c.store.Copies.OnChange(c.copyChanged)()
+	defer c.store.Volumes.OnChange(c.volumeChanged)()
 	all := newChanges(func() {
 		for _, i := range c.store.Images.List() {
 			c.loop.Enqueue(i.Name)
@@ -68,10 +78,34 @@ func (c *Images) Run(ctx context.Context) error {
 	return c.loop.Run(ctx)
 }
 
+func (c *Images) copyChanged(b *v1alpha1.BackingImageCopy) {
+	if _, exists := c.store.Copies.Get(b.Name); exists {
+		c.ledger.Set("copy/"+b.Name, b.Spec.DiskUUID, placement.CopyBytes(b))
+	} else {
+		c.ledger.Drop("copy/" + b.Name)
+		c.silences.forget(b.Name)
+	}
+	c.loop.Enqueue(b.Spec.Image)
+	c.wakeClones(b.Spec.Image)
+}
+
+func (c *Images) volumeChanged(v *v1alpha1.Volume) {
+	if _, exists := c.store.Volumes.Get(v.Name); exists {
+		c.ledger.Set("volume/"+v.Name, v.Spec.DiskUUID, v.Spec.CapacityBytes)
+	} else {
+		c.ledger.Drop("volume/" + v.Name)
+	}
+	if v.Spec.Image != nil {
+		c.loop.Enqueue(v.Spec.Image.Name)
+	}
+	c.wakeExports(v)
+}
+
 // Reconcile plans one image's copies, applies the plan and reports.
 func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, error) {
 	image, ok := c.store.Images.Get(name)
 	if !ok {
+		c.reports.forget(name)
 		return 0, c.sweep(ctx, name)
 	}
 	if image.DeletionTimestamp == nil && !slices.Contains(image.Finalizers, v1alpha1.ImageFinalizer) {
@@ -80,11 +114,10 @@ func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, err
 		})
 		return 0, backingimage.IgnoreNotFound(err) // the change brings us back
 	}
-	near, err := c.near(ctx, image)
+	s, err := c.state(ctx, image)
 	if err != nil {
 		return 0, err
 	}
-	s := State{Image: image, Near: near, Copies: c.copies(name), Disks: c.store.Disks.List(), Nodes: c.store.Nodes.List(), Volumes: c.store.Volumes.List()}
 	d := Plan(s)
 	if err := c.apply(ctx, s, d); err != nil {
 		return 0, err
@@ -92,44 +125,21 @@ func (c *Images) Reconcile(ctx context.Context, name string) (time.Duration, err
 	if d.Done {
 		return 0, c.release(ctx, image)
 	}
-	_, err = c.store.Images.ModifyStatus(ctx, name, func(i *v1alpha1.BackingImage) { summarize(s, d, &i.Status) })
-	return 0, backingimage.IgnoreNotFound(err)
+	return c.report(ctx, s, d)
+}
+
+// state reads the caches.
+func (c *Images) state(ctx context.Context, image *v1alpha1.BackingImage) (State, error) {
+	near, err := c.near(ctx, image)
+	return State{
+		Image: image, Near: near, Copies: c.copies(image.Name), Disks: c.store.Disks.List(), Nodes: c.store.Nodes.List(),
+		Volumes: c.store.Volumes.By(store.ByImage, image.Name), Promised: c.ledger.Promised(),
+		Settings: c.options.Settings, Now: c.options.Clock.Now(),
+	}, err
 }
 
 func (c *Images) copies(image string) []*v1alpha1.BackingImageCopy {
-	var mine []*v1alpha1.BackingImageCopy
-	for _, b := range c.store.Copies.List() {
-		if b.Spec.Image == image {
-			mine = append(mine, b)
-		}
-	}
-	return mine
-}
-
-func (c *Images) apply(ctx context.Context, s State, d Decision) error {
-	log := klog.FromContext(ctx)
-	for _, name := range d.Delete {
-		log.Info("Deleting copy", "copy", name)
-		if err := c.store.Copies.Delete(ctx, name); err != nil {
-			return err
-		}
-	}
-	for _, spec := range d.Create {
-		copy := &v1alpha1.BackingImageCopy{ObjectMeta: metav1.ObjectMeta{
-			Name:            v1alpha1.CopyName(spec.ImageUID, spec.DiskUUID),
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(s.Image, v1alpha1.GroupVersion.WithKind("BackingImage"))},
-		}, Spec: spec}
-		log.Info("Creating copy", "copy", copy.Name, "node", spec.NodeName, "origin", spec.Origin)
-		if _, err := c.store.Copies.Create(ctx, copy); err != nil && !backingimage.Is(err, backingimage.Conflict) {
-			return err
-		}
-	}
-	if d.Origin == "" {
-		return nil
-	}
-	log.Info("Naming the origin", "copy", d.Origin)
-	_, err := c.store.Copies.Modify(ctx, d.Origin, func(b *v1alpha1.BackingImageCopy) { b.Spec.Origin = true })
-	return backingimage.IgnoreNotFound(err)
+	return c.store.Copies.By(store.ByImage, image)
 }
 
 // release lets a deleted image go, after the secret that was kept for it.

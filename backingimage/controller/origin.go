@@ -8,81 +8,109 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
-// Near says where the bytes are that an image is made of, when they are in the cluster already. The zero Near is for an
-// image whose bytes come from outside, or are nowhere: any disk may hold its origin copy.
-type Near struct {
-	// Disks that hold the bytes, or are about to.
-	Disks []string
-	// Only these disks can make the origin copy, whatever the selectors say; else their nodes' other disks can, too.
-	Only bool
-}
-
-// originDisk is the disk that the origin copy must be on because the bytes are there, nil when that does not matter (any
-// more). The disks of volumes that wait come first, then those with a copy, then the best.
-func originDisk(s State, eligible []*v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) *v1alpha1.Disk {
-	near := nearDisks(s, eligible, waiting)
-	if len(near) == 0 {
-		return nil
-	}
-	for _, c := range have {
-		if c.Status.State == v1alpha1.CopyReady || c.Spec.Origin && (c.Final() || serves(s, c)) {
-			return nil
-		}
-	}
-	return slices.MinFunc(near, func(a, b *v1alpha1.Disk) int {
-		return cmp.Or(
-			cmp.Compare(len(waiting[b.Name]), len(waiting[a.Name])),
-			compareBool(have[b.Name] != nil, have[a.Name] != nil),
-			cmp.Compare(b.Status.AvailableBytes, a.Status.AvailableBytes),
-			strings.Compare(a.Name, b.Name))
-	})
-}
-
-func compareBool(a, b bool) int {
+// origin names the one copy that shall fetch from the source while none is ready; the others fetch from it. With a ready copy that
+// can be reached there is no need of one, and who was one and is not ready stands down. near is the disk it must be on.
+func (p *planner) origin(near *v1alpha1.Disk) {
 	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
+	case p.anySound:
+		p.demote("")
+	case p.failed(), near == nil && p.awaited():
+		p.demoteRest()
+	case near != nil:
+		p.nameOrigin(near.Name)
+	default:
+		p.chooseOrigin()
 	}
-	return -1
 }
 
-// nearDisks are the disks on which the origin copy can be made: those that hold the bytes, else others of their nodes.
-func nearDisks(s State, eligible []*v1alpha1.Disk, waiting map[string][]string) []*v1alpha1.Disk {
-	nodes := nearNodes(s)
-	var holding, beside []*v1alpha1.Disk
-	for _, disk := range s.Disks {
-		_, waits := waiting[disk.Name]
-		allowed := s.Near.Only || waits || slices.Contains(eligible, disk)
+// chooseOrigin names the best of the copies that can be the origin, or of those that are yet to be made. A copy that is stuck
+// on its disk is the last choice: it may come unstuck.
+func (p *planner) chooseOrigin() {
+	var best, stopgap *placed
+	for _, c := range p.copies {
 		switch {
-		case allowed && slices.Contains(s.Near.Disks, disk.Name):
-			holding = append(holding, disk)
-		case allowed && nodes[disk.Spec.NodeName]:
-			beside = append(beside, disk)
+		case p.Why[c.Name] != "" || c.foreign: // it goes, or its agent thinks that it is made
+		case p.canFetch(c) && (best == nil || p.compareOrigins(c, best) < 0):
+			best = c
+		case c.standing == stuck && (stopgap == nil || p.compareOrigins(c, stopgap) < 0):
+			stopgap = c
 		}
 	}
-	if len(holding) > 0 {
-		return holding
+	switch {
+	case best != nil:
+		p.nameOrigin(best.Spec.DiskUUID)
+	case len(p.Create) > 0:
+		p.nameOrigin(slices.MinFunc(p.Create, p.compareNew).DiskUUID)
+	case stopgap != nil:
+		p.nameOrigin(stopgap.Spec.DiskUUID)
+	default:
+		p.demoteRest()
 	}
-	return beside
 }
 
-// nearNodes are the nodes whose every disk will do, beside those that hold the bytes.
-func nearNodes(s State) map[string]bool {
-	nodes := map[string]bool{}
-	for _, disk := range s.Disks {
-		if !s.Near.Only && disk.Spec.NodeName != "" && slices.Contains(s.Near.Disks, disk.Name) {
-			nodes[disk.Spec.NodeName] = true
+// canFetch reports whether a copy can be the origin: its disk can be reached, or, when it is one, could a moment ago.
+func (p *planner) canFetch(c *placed) bool {
+	return c.standing == coming || c.standing == uncertain && c.Spec.Origin
+}
+
+// compareOrigins orders copies, the better origin first: the present one, then where volumes wait.
+func (p *planner) compareOrigins(a, b *placed) int {
+	return cmp.Or(
+		compareBool(a.Spec.Origin, b.Spec.Origin),
+		cmp.Compare(len(p.waiting[b.Spec.DiskUUID]), len(p.waiting[a.Spec.DiskUUID])),
+		strings.Compare(a.Spec.DiskUUID, b.Spec.DiskUUID))
+}
+
+// compareNew orders copies that are yet to be made, the better origin first: on disks that can be reached, then where volumes
+// wait.
+func (p *planner) compareNew(a, b v1alpha1.BackingImageCopySpec) int {
+	reached := func(disk string) bool { _, why, _ := p.away(p.disks[disk]); return why == "" }
+	return cmp.Or(
+		compareBool(reached(a.DiskUUID), reached(b.DiskUUID)),
+		cmp.Compare(len(p.waiting[b.DiskUUID]), len(p.waiting[a.DiskUUID])),
+		strings.Compare(a.DiskUUID, b.DiskUUID))
+}
+
+// nameOrigin makes the copy on a disk the origin, and no other.
+func (p *planner) nameOrigin(disk string) {
+	for i := range p.Create {
+		p.Create[i].Origin = p.Create[i].DiskUUID == disk
+	}
+	if c := p.on[disk]; c != nil && !c.Spec.Origin {
+		p.Origin = c.Name
+	}
+	p.demote(disk)
+}
+
+// demote takes the mark from every copy that is not ready, except that on a disk.
+func (p *planner) demote(except string) {
+	for _, c := range p.copies {
+		if c.Spec.Origin && c.Status.State != v1alpha1.CopyReady && c.Spec.DiskUUID != except && p.Why[c.Name] == "" {
+			p.Demote = append(p.Demote, c.Name)
 		}
 	}
-	return nodes
 }
 
-// serves reports whether a copy is where it can be made of what is in the cluster.
-func serves(s State, c *v1alpha1.BackingImageCopy) bool {
-	nodes := nearNodes(s)
-	return slices.ContainsFunc(s.Disks, func(disk *v1alpha1.Disk) bool {
-		return disk.Name == c.Spec.DiskUUID && (slices.Contains(s.Near.Disks, disk.Name) || nodes[disk.Spec.NodeName])
-	})
+// demoteRest leaves one of several origins: that which failed for good, or else the best.
+func (p *planner) demoteRest() {
+	var first *placed
+	for _, c := range p.copies {
+		if c.Spec.Origin && (first == nil || c.standing == failed && first.standing != failed) {
+			first = c
+		}
+	}
+	if first != nil {
+		p.demote(first.Spec.DiskUUID)
+	}
+}
+
+// failed reports whether the source was asked and cannot give the image.
+func (p *planner) failed() bool {
+	return slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == failed })
+}
+
+// awaited reports whether a copy was ready when it was last heard of, not long ago: it is waited for before the source is asked
+// for the image a second time.
+func (p *planner) awaited() bool {
+	return slices.ContainsFunc(p.copies, func(c *placed) bool { return c.standing == uncertain && c.wasReady() })
 }

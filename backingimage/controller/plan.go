@@ -1,14 +1,22 @@
 // Package controller holds the cluster's loops for images. What copies an image shall have, and which may go, is decided
-// by Plan, a pure function; the loop around it (Images) reads the caches, applies the decision and reports it in status.
+// by Plan, a pure function; the loop around it (Images) reads the caches, applies the decision and reports it in status. A
+// second loop (Nodes) listens for the agents' heartbeats and says which nodes are silent.
+//
+// A decision is made in steps, one file each: where every copy stands (standing.go), which copies are wanted and where the
+// missing ones are made (want.go, place.go), which go (leave.go), which one fetches from the source (origin.go), and what is
+// lost for good (lost.go).
+//
+// The rules that hold whatever the objects say: the last ready copy is never removed while the image exists, nor are copies
+// when fewer than wanted would be ready elsewhere; a copy that a volume waits for stays; what is not known is not lost, for a
+// while.
 package controller
 
 import (
-	"cmp"
-	"fmt"
 	"slices"
 	"strings"
+	"time"
 
-	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
@@ -16,241 +24,188 @@ import (
 // State is all that a decision about one image depends on. Copies, disks, nodes and volumes may be missing, stale or
 // contradictory; those that do not concern the image are passed over.
 type State struct {
-	Image   *v1alpha1.BackingImage
-	Near    Near // where the bytes are that the image is made of
-	Copies  []*v1alpha1.BackingImageCopy
-	Disks   []*v1alpha1.Disk
-	Nodes   []*v1alpha1.StorageNode
-	Volumes []*v1alpha1.Volume
+	Image    *v1alpha1.BackingImage
+	Near     Near // where the bytes are that the image is made of
+	Copies   []*v1alpha1.BackingImageCopy
+	Disks    []*v1alpha1.Disk
+	Nodes    []*v1alpha1.StorageNode
+	Volumes  []*v1alpha1.Volume
+	Promised map[string]int64 // bytes taken of each disk, by its UUID
+	Settings Settings
+	Now      time.Time
 }
 
-// Decision is what shall be done about one image.
+// Decision is what shall be done about one image, and what is true of it.
 type Decision struct {
-	Create []v1alpha1.BackingImageCopySpec // copies to make, sorted by disk
-	Delete []string                        // names of copies that shall go, sorted
-	Origin string                          // name of the copy to mark as origin; "" when nothing is to be marked
-	Wanted int                             // how many ready copies make the image healthy
-	Short  string                          // why fewer copies than wanted can be had; "" when they can
-	Done   bool                            // the image is being deleted and nothing holds it
-	Held   []string                        // volumes that hold an image that is being deleted, sorted
+	Create  []v1alpha1.BackingImageCopySpec // copies to make, sorted by disk
+	Delete  []string                        // names of copies that shall go, sorted
+	Origin  string                          // name of the copy to mark as origin; "" when nothing is to be marked
+	Demote  []string                        // names of copies that are marked as origin and shall not be, sorted
+	Moved   []Moved                         // copies whose disk is on another node now, sorted by name
+	Unknown []Note                          // copies of which nothing is known for now, and why, sorted by name
+	Used    []Used                          // copies whose last use shall be written down, sorted by name
+	Refused []Note                          // copies whose cleanup was asked for and cannot be, and why, sorted by name
+	Why     map[string]string               // why copies go, by name
+	Safe    []string                        // names of the ready copies that stay, when what goes relies on them
+
+	Wanted int           // how many ready copies make the image healthy
+	Ready  int           // how many copies are ready and can be reached
+	Short  string        // why fewer copies than wanted can be had; "" when they can
+	Lost   string        // why the image cannot come back by itself; "" when it can
+	Done   bool          // the image is being deleted and nothing holds it
+	Held   []string      // volumes that hold an image that is being deleted, sorted
+	Again  time.Duration // when to plan again though nothing changed; 0: never
+
+	shown map[string]v1alpha1.DiskFileStatus // each copy as the image reports it, by disk
+	best  *placed                            // the copy that says most about the image; nil when there is none
+}
+
+// Note is a sentence about a copy.
+type Note struct{ Copy, Message string }
+
+// Moved is a copy whose disk is on another node than the copy says.
+type Moved struct{ Copy, NodeName string }
+
+// Used is a copy's last use.
+type Used struct {
+	Copy string
+	At   time.Time
 }
 
 // Plan decides. It is total: any State yields a Decision that, applied and planned again, comes to rest.
 func Plan(s State) Decision {
-	waiting := waitingDisks(s)
-	if s.Image.DeletionTimestamp != nil && len(waiting) == 0 {
-		return dissolve(s)
+	p := newPlanner(s)
+	p.collect()
+	if s.Image.DeletionTimestamp != nil && len(p.waiting) == 0 {
+		return p.dissolve()
 	}
-	var d Decision
+	p.note()
+	p.findEligible()
+	near := p.originDisk()
+	p.want(near)
+	p.leave()
+	p.origin(near)
+	p.Lost = p.lost()
+	p.report()
+	p.sort()
+	return p.Decision
+}
+
+// planner is a decision in the making.
+type planner struct {
+	State
+	Decision
+	minimum  int // of copies that stay where the selectors say
+	disks    map[string]*v1alpha1.Disk
+	nodes    map[string]*v1alpha1.StorageNode
+	waiting  map[string][]string  // volumes that wait for the image, by disk
+	made     map[string]time.Time // when the last volume was made from the image, by disk
+	copies   []*placed            // sorted by disk
+	on       map[string]*placed   // by disk
+	anySound bool                 // whether a copy is ready and can be reached
+	eligible []*v1alpha1.Disk     // that may get a copy by our own choice
+	full     string               // what room a disk lacks that would be eligible else
+}
+
+func newPlanner(s State) *planner {
+	s.Settings = s.Settings.WithDefaults()
+	p := &planner{
+		State: s, minimum: int(max(s.Image.Spec.MinNumberOfCopies, 1)),
+		disks: make(map[string]*v1alpha1.Disk, len(s.Disks)), nodes: make(map[string]*v1alpha1.StorageNode, len(s.Nodes)),
+		waiting: map[string][]string{}, made: map[string]time.Time{}, on: make(map[string]*placed, len(s.Copies)),
+	}
+	p.Why = map[string]string{}
 	if s.Image.DeletionTimestamp != nil {
-		d.Held = holders(waiting)
-	}
-	have := map[string]*v1alpha1.BackingImageCopy{}
-	for _, c := range s.Copies {
-		switch {
-		case c.Spec.Image != s.Image.Name:
-		case c.Spec.ImageUID != string(s.Image.UID):
-			d.Delete = append(d.Delete, c.Name)
-		case c.DeletionTimestamp == nil:
-			have[c.Spec.DiskUUID] = c
-		}
-	}
-	eligible := eligibleDisks(s)
-	near := originDisk(s, eligible, have, waiting)
-	place(s, &d, eligible, near, have, waiting)
-	d.Origin = origin(&d, near, have, waiting)
-	slices.Sort(d.Delete)
-	return d
-}
-
-// waitingDisks maps the disks on which volumes wait for the image to those volumes' names.
-func waitingDisks(s State) map[string][]string {
-	waiting := map[string][]string{}
-	for _, v := range s.Volumes {
-		if v.Waits() && v.Spec.Image.UID == string(s.Image.UID) {
-			waiting[v.Spec.DiskUUID] = append(waiting[v.Spec.DiskUUID], v.Name)
-		}
-	}
-	return waiting
-}
-
-// holders are the names of all waiting volumes, sorted.
-func holders(waiting map[string][]string) []string {
-	var all []string
-	for _, names := range waiting {
-		all = append(all, names...)
-	}
-	slices.Sort(all)
-	return all
-}
-
-// dissolve lets an image go that nothing holds.
-func dissolve(s State) Decision {
-	d := Decision{Done: true}
-	for _, c := range s.Copies {
-		if c.Spec.Image == s.Image.Name && c.DeletionTimestamp == nil {
-			d.Delete = append(d.Delete, c.Name)
-		}
-	}
-	slices.Sort(d.Delete)
-	return d
-}
-
-// place adds the copies that are missing: near the bytes that the image is made of, where volumes wait, where users ask for one
-// by disk, everywhere for prefetch, and on the best disks until there are enough.
-func place(s State, d *Decision, eligible []*v1alpha1.Disk, near *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) {
-	wanted := map[string]*v1alpha1.Disk{}
-	if near != nil {
-		wanted[near.Name] = near
-	}
-	for _, disk := range s.Disks {
-		_, waits := waiting[disk.Name]
-		spec, listed := s.Image.Spec.DiskFileSpecMap[disk.Name]
-		if waits || (listed && !spec.EvictionRequested) || (s.Image.Spec.Prefetch && slices.Contains(eligible, disk)) {
-			wanted[disk.Name] = disk
-		}
-	}
-	held := len(have)
-	for name := range wanted {
-		if have[name] == nil {
-			held++
-		}
-	}
-	minimum := int(max(s.Image.Spec.MinNumberOfCopies, 1))
-	if s.Image.DeletionTimestamp != nil {
-		minimum = 0
-	}
-	for held < minimum {
-		best := bestDisk(eligible, have, wanted)
-		if best == nil {
-			d.Short = fmt.Sprintf("only %d of %d copies can be placed: %s", held, minimum, shortage(s, eligible))
-			break
-		}
-		wanted[best.Name] = best
-		held++
-	}
-	d.Wanted = max(minimum, len(wanted))
-	for _, disk := range wanted {
-		if have[disk.Name] == nil {
-			d.Create = append(d.Create, v1alpha1.BackingImageCopySpec{
-				Image: s.Image.Name, ImageUID: string(s.Image.UID), DiskUUID: disk.Name, NodeName: disk.Spec.NodeName,
-			})
-		}
-	}
-	slices.SortFunc(d.Create, func(a, b v1alpha1.BackingImageCopySpec) int { return strings.Compare(a.DiskUUID, b.DiskUUID) })
-}
-
-// eligibleDisks are those on which the image may get a new copy by our own choice.
-func eligibleDisks(s State) []*v1alpha1.Disk {
-	var eligible []*v1alpha1.Disk
-	for _, disk := range s.Disks {
-		if disk.Schedulable() && meta.IsStatusConditionTrue(disk.Status.Conditions, v1alpha1.ConditionReady) &&
-			HasTags(disk.Spec.Tags, s.Image.Spec.DiskSelector) && nodeEligible(s, disk.Spec.NodeName) &&
-			!s.Image.Spec.DiskFileSpecMap[disk.Name].EvictionRequested {
-			eligible = append(eligible, disk)
-		}
-	}
-	return eligible
-}
-
-func nodeEligible(s State, name string) bool {
-	if name == "" { // a disk that every node reaches
-		return len(s.Image.Spec.NodeSelector) == 0
+		p.minimum = 0
 	}
 	for _, n := range s.Nodes {
-		if n.Name == name {
-			return n.Schedulable() && meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady) && HasTags(n.Spec.Tags, s.Image.Spec.NodeSelector)
-		}
+		p.nodes[n.Name] = n
 	}
-	return false
+	for _, d := range s.Disks {
+		p.disks[d.Name] = d
+	}
+	for _, v := range s.Volumes {
+		p.count(v)
+	}
+	return p
 }
 
-// HasTags reports whether tags contain every tag of a selector.
-func HasTags(tags, selector []string) bool {
-	for _, t := range selector {
-		if !slices.Contains(tags, t) {
-			return false
-		}
+// count takes a volume of the image into account: one that waits wants a copy on its disk, one that was made used it.
+func (p *planner) count(v *v1alpha1.Volume) {
+	if v.Spec.Image == nil || v.Spec.Image.UID != string(p.Image.UID) || v.Spec.SourceVolume != "" {
+		return
 	}
-	return true
+	disk := v.Spec.DiskUUID
+	if v.Waits() {
+		p.waiting[disk] = append(p.waiting[disk], v.Name)
+	}
+	if at := v.CreationTimestamp.Time; at.After(p.made[disk]) {
+		p.made[disk] = at
+	}
 }
 
-// bestDisk is the eligible disk without a copy whose node has the fewest copies, then the one with the most room.
-func bestDisk(eligible []*v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, wanted map[string]*v1alpha1.Disk) *v1alpha1.Disk {
-	perNode := map[string]int{}
-	for _, c := range have {
-		perNode[c.Spec.NodeName]++
-	}
-	for name, disk := range wanted {
-		if have[name] == nil {
-			perNode[disk.Spec.NodeName]++
+// collect finds the image's copies. Those of an image that had the name before go, and those whose name is not what their
+// image and disk make it: an agent would take them for another's.
+func (p *planner) collect() {
+	for _, c := range p.State.Copies {
+		switch {
+		case c.Spec.Image != p.Image.Name:
+		case c.Spec.ImageUID != string(p.Image.UID):
+			p.delete(c.Name, "it is of an image that had the name before")
+		case c.Name != v1alpha1.CopyName(c.Spec.ImageUID, c.Spec.DiskUUID):
+			p.delete(c.Name, "its name is not that of its image and disk")
+		case c.DeletionTimestamp == nil:
+			on := &placed{BackingImageCopy: c}
+			p.copies, p.on[c.Spec.DiskUUID] = append(p.copies, on), on
 		}
 	}
-	var best *v1alpha1.Disk
-	for _, disk := range eligible {
-		if have[disk.Name] != nil || wanted[disk.Name] != nil {
-			continue
+	slices.SortFunc(p.copies, func(a, b *placed) int { return strings.Compare(a.Spec.DiskUUID, b.Spec.DiskUUID) })
+}
+
+func (p *planner) delete(copy, why string) {
+	p.Delete = append(p.Delete, copy)
+	p.Why[copy] = why
+}
+
+// dissolve lets an image go that nothing holds. No copy is waited for: an agent that is away removes what it has when it is back.
+func (p *planner) dissolve() Decision {
+	d := Decision{Done: true, Delete: p.Delete, Why: p.Why}
+	for _, c := range p.copies {
+		d.Delete = append(d.Delete, c.Name)
+		d.Why[c.Name] = "its image is being deleted"
+	}
+	slices.Sort(d.Delete)
+	return d
+}
+
+// again asks to be called after a while, unless something asked for less.
+func (p *planner) again(after time.Duration) {
+	after = max(after, time.Second)
+	if p.Again == 0 || after < p.Again {
+		p.Again = after
+	}
+}
+
+// sort puts the parts of the decision in their order.
+func (p *planner) sort() {
+	slices.Sort(p.Delete)
+	slices.Sort(p.Demote)
+	slices.SortFunc(p.Create, func(a, b v1alpha1.BackingImageCopySpec) int { return strings.Compare(a.DiskUUID, b.DiskUUID) })
+	for _, names := range p.waiting {
+		if p.Image.DeletionTimestamp != nil {
+			p.Held = append(p.Held, names...)
 		}
-		if best == nil || cmp.Or(
-			cmp.Compare(perNode[disk.Spec.NodeName], perNode[best.Spec.NodeName]),
-			cmp.Compare(best.Status.AvailableBytes, disk.Status.AvailableBytes),
-			cmp.Compare(disk.Name, best.Name)) < 0 {
-			best = disk
+	}
+	slices.Sort(p.Held)
+}
+
+// latest returns the last of the given times that is not in the future: a clock elsewhere may be ahead.
+func (p *planner) latest(times ...*metav1.Time) time.Time {
+	var last time.Time
+	for _, t := range times {
+		if t != nil && t.After(last) && !t.After(p.Now) {
+			last = t.Time
 		}
 	}
-	return best
-}
-
-// shortage says why no further disk is eligible, in words that name what to change.
-func shortage(s State, eligible []*v1alpha1.Disk) string {
-	if len(s.Disks) == 0 {
-		return "no disk is registered; is an agent running?"
-	}
-	if len(eligible) == 0 {
-		return fmt.Sprintf("none of %d disks is ready, schedulable and has the tags of nodeSelector %q and diskSelector %q", len(s.Disks), s.Image.Spec.NodeSelector, s.Image.Spec.DiskSelector)
-	}
-	return fmt.Sprintf("%d of %d disks may hold one; add disks or nodes, or lower spec.minNumberOfCopies", len(eligible), len(s.Disks))
-}
-
-// origin names the copy that shall fetch from the source, when none is marked and none is ready. A copy that is yet
-// to be made is marked at its creation. near is where it must be, wherever one is marked already.
-func origin(d *Decision, near *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy, waiting map[string][]string) string {
-	if near != nil {
-		return originOn(d, near, have)
-	}
-	disks := make([]string, 0, len(have))
-	for name, c := range have {
-		if c.Spec.Origin || c.Status.State == v1alpha1.CopyReady {
-			return ""
-		}
-		disks = append(disks, name)
-	}
-	slices.SortFunc(disks, func(a, b string) int {
-		return cmp.Or(cmp.Compare(len(waiting[b]), len(waiting[a])), strings.Compare(a, b))
-	})
-	if len(disks) > 0 {
-		return have[disks[0]].Name
-	}
-	if len(d.Create) > 0 {
-		first := slices.MinFunc(d.Create, func(a, b v1alpha1.BackingImageCopySpec) int {
-			return cmp.Or(cmp.Compare(len(waiting[b.DiskUUID]), len(waiting[a.DiskUUID])), strings.Compare(a.DiskUUID, b.DiskUUID))
-		})
-		markCreated(d, first.DiskUUID)
-	}
-	return ""
-}
-
-// originOn names the copy on a disk, or marks the one that is to be made there.
-func originOn(d *Decision, disk *v1alpha1.Disk, have map[string]*v1alpha1.BackingImageCopy) string {
-	if c := have[disk.Name]; c != nil {
-		return c.Name
-	}
-	markCreated(d, disk.Name)
-	return ""
-}
-
-func markCreated(d *Decision, disk string) {
-	for i := range d.Create {
-		d.Create[i].Origin = d.Create[i].DiskUUID == disk
-	}
+	return last
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -22,6 +23,9 @@ type Options struct {
 	PoolBytes int64
 	// Clock stamps a new disk's identity; the system's when nil.
 	Clock clock.PassiveClock
+	// Admit is asked before anything is written, with the UUID of the disk that was found, or "" when there is none and
+	// a new one would be made. Its error is Open's. Nil admits every disk. It may be asked twice.
+	Admit func(uuid string) error
 }
 
 func (o *Options) validate() error {
@@ -31,18 +35,23 @@ func (o *Options) validate() error {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
+	if o.Admit == nil {
+		o.Admit = func(string) error { return nil }
+	}
 	return nil
 }
 
 // Disk is an open disk. Its methods may be called at once by many; PublishImage and RemoveImage by one caller for each
 // image.
 type Disk struct {
-	path   string   // as given to Open
+	path   string   // as given to Open, clean
 	lock   *os.File // the directory, with a flock on it: one agent for each disk
 	layout Layout
 	pool   *pool // nil when the directory itself can reflink
 	id     identity
 	root   inode // of the layout's directory when it was opened
+
+	found atomic.Pointer[error] // what the last Healthy found, nil when nothing
 }
 
 // inode tells a directory from another one that is later seen at its path.
@@ -58,7 +67,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("open disk %s: %w", path, err)
 	}
-	real, err := makeDirectory(path)
+	real, err := makeDirectory(path, o)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +75,7 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{path: path, lock: lock, layout: Layout(real)}
+	d := &Disk{path: filepath.Clean(path), lock: lock, layout: Layout(real)}
 	if err := d.open(ctx, o); err != nil {
 		d.Close(ctx) // logs what it leaves; the error that matters is the first
 		return nil, fmt.Errorf("open disk %s: %w", path, err)
@@ -76,6 +85,11 @@ func Open(ctx context.Context, path string, o Options) (*Disk, error) {
 }
 
 func (d *Disk) open(ctx context.Context, o Options) error {
+	if !holdsDisk(string(d.layout)) {
+		if err := o.Admit(""); err != nil {
+			return err
+		}
+	}
 	needed, err := needsPool(string(d.layout))
 	if err != nil {
 		return err
@@ -85,6 +99,9 @@ func (d *Disk) open(ctx context.Context, o Options) error {
 			return err
 		}
 		d.layout = Layout(d.pool.mount)
+	}
+	if err := d.admitted(o); err != nil {
+		return err
 	}
 	for _, dir := range []string{d.layout.Images(), d.layout.Volumes(), d.layout.Staging()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -97,10 +114,28 @@ func (d *Disk) open(ctx context.Context, o Options) error {
 	if d.id, err = openIdentity(d.layout, o.Clock); err != nil {
 		return err
 	}
-	if err := d.thaw(ctx); err != nil {
+	if err := d.thaw(ctx); err != nil && ProblemOf(err) != ProblemReadOnly {
 		return err
 	}
-	return d.sweep()
+	if err := d.sweep(); err != nil && ProblemOf(err) != ProblemReadOnly {
+		return err
+	}
+	return nil
+}
+
+// admitted asks whether what is on the disk may be used, or a disk be made.
+func (d *Disk) admitted(o Options) error {
+	id, err := readIdentity(d.layout)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := lostIdentity(d.layout); err != nil {
+			return err
+		}
+		return o.Admit("")
+	case err != nil:
+		return err
+	}
+	return o.Admit(id.UUID)
 }
 
 // thaw ends what an agent was killed in while it held volumes' filesystems frozen.
@@ -157,10 +192,27 @@ func (d *Disk) Close(ctx context.Context) error {
 	return nil
 }
 
+// holdsDisk reports whether a disk was ever made in a directory.
+func holdsDisk(dir string) bool {
+	for _, name := range []string{poolFile, IdentityFile} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return lostIdentity(Layout(dir)) != nil
+}
+
 // makeDirectory makes sure that path is a directory, and returns it without symbolic links.
-func makeDirectory(path string) (string, error) {
+func makeDirectory(path string, o Options) (string, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
 		return "", backingimage.Errorf(backingimage.Invalid, "disk path %q: give an absolute path of a directory that is not the root", path)
+	}
+	if _, err := os.Stat(path); ProblemOf(err) == ProblemFailing {
+		return "", failing(path, err)
+	} else if errors.Is(err, os.ErrNotExist) {
+		if err := o.Admit(""); err != nil {
+			return "", fmt.Errorf("open disk %s: %w", path, err)
+		}
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return "", backingimage.Errorf(backingimage.Invalid, "disk path %q: cannot make the directory (%w): make it yourself, or give another path", path, err)

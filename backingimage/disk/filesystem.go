@@ -23,11 +23,16 @@ func needsPool(dir string) (bool, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return false, err
 	}
+	_, err = os.Stat(Layout(dir).identityFile())
+	exists := err == nil
 	can, err := canReflink(dir)
+	if exists && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)) {
+		return false, nil // what is on it can be used, and Healthy says what is wrong
+	}
 	if err != nil || can {
 		return false, err
 	}
-	if _, err := os.Stat(Layout(dir).identityFile()); err == nil {
+	if exists {
 		return false, backingimage.Errorf(backingimage.Precondition, "%s holds a disk that was made on a filesystem that can reflink, and %s cannot: mount the disk's own filesystem there, or give an empty directory", dir, filesystemOf(dir))
 	}
 	return true, nil
@@ -109,31 +114,4 @@ func (d *Disk) Capacity() (total, available int64, err error) {
 		return 0, 0, err
 	}
 	return total, min(available, below), nil
-}
-
-// Healthy reports what is wrong with the disk now: Precondition when its directory shows another filesystem or its identity
-// is gone or another's, else the error of a write.
-func (d *Disk) Healthy() error {
-	root, err := inodeOf(string(d.layout))
-	if err != nil {
-		return backingimage.Errorf(backingimage.Precondition, "disk %s: its directory is gone (%w): mount it again and restart the agent", d.path, err)
-	}
-	if root != d.root {
-		return backingimage.Errorf(backingimage.Precondition, "disk %s: %s shows another directory than when it was opened: something was mounted there or unmounted; undo it, or restart the agent", d.path, d.layout)
-	}
-	id, err := readIdentity(d.layout)
-	if errors.Is(err, os.ErrNotExist) {
-		return backingimage.Errorf(backingimage.Precondition, "disk %s: %s is gone: put it back with the uuid %s", d.path, d.layout.identityFile(), d.id.UUID)
-	}
-	if err != nil {
-		return fmt.Errorf("disk %s: %w", d.path, err)
-	}
-	if id.UUID != d.id.UUID {
-		return backingimage.Errorf(backingimage.Precondition, "disk %s: %s now says %s, it was %s when the disk was opened: another disk was put in its place; restart the agent to use it", d.path, d.layout.identityFile(), id.UUID, d.id.UUID)
-	}
-	f, err := nameless(d.layout.Staging())
-	if err != nil {
-		return fmt.Errorf("disk %s cannot be written, see the kernel's log for its cause: %w", d.path, err)
-	}
-	return f.Close()
 }

@@ -33,16 +33,8 @@ func openIdentity(l Layout, clock clock.PassiveClock) (identity, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return id, err
 	}
-	for _, dir := range []string{l.Images(), l.Volumes()} {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return identity{}, err
-		}
-		if len(entries) > 0 {
-			return identity{}, backingimage.Errorf(backingimage.Precondition,
-				"%s is gone but %s is not empty: put the file back with the disk's old UUID (the name of its Disk object), or move %s away to begin an empty disk",
-				l.identityFile(), dir, dir)
-		}
+	if err := lostIdentity(l); err != nil {
+		return identity{}, err
 	}
 	id = identity{UUID: uuid.NewString(), FormatVersion: formatVersion, CreatedAt: clock.Now().UTC().Truncate(time.Second)}
 	text, err := json.MarshalIndent(id, "", "  ")
@@ -50,6 +42,21 @@ func openIdentity(l Layout, clock clock.PassiveClock) (identity, error) {
 		return identity{}, err
 	}
 	return id, durable.WriteFile(l.identityFile(), append(text, '\n'), 0o600)
+}
+
+// lostIdentity refuses a disk that has copies or volumes and no identity.
+func lostIdentity(l Layout) error {
+	for _, dir := range []string{l.Images(), l.Volumes()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if len(entries) > 0 {
+			return trouble(ProblemMissing, string(l), "%s is gone but %s is not empty: put the file back with the disk's old UUID (the name of its Disk object), or move %s away to begin an empty disk",
+				l.identityFile(), dir, dir)
+		}
+	}
+	return nil
 }
 
 // readIdentity returns os.ErrNotExist when there is no identity file.
@@ -75,7 +82,8 @@ func readIdentity(l Layout) (identity, error) {
 		_, err = uuid.Parse(id.UUID)
 	}
 	if err != nil {
-		return identity{}, backingimage.Errorf(backingimage.Corrupt, "%s cannot be read (%w): restore it from a backup; its uuid is the name of the disk's Disk object", l.identityFile(), err)
+		err = backingimage.Errorf(backingimage.Corrupt, "%s cannot be read (%w): restore it from a backup; its uuid is the name of the disk's Disk object", l.identityFile(), err)
+		return identity{}, &troubled{err, ProblemUnreadable}
 	}
 	return id, nil
 }

@@ -104,9 +104,13 @@ func (l Layout) Remove(dir string) error {
 	if err := purge(removed); err != nil {
 		return err
 	}
-	if err := durable.Rename(dir, removed); errors.Is(err, os.ErrNotExist) {
+	err := durable.Rename(dir, removed)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil
-	} else if err != nil {
+	case errors.Is(err, unix.EPERM) && frozen(dir):
+		return immutable(string(l), dir)
+	case err != nil:
 		return err
 	}
 	return purge(removed)
@@ -184,8 +188,12 @@ func CheckName(field, name string) error {
 	return nil
 }
 
-// immutableFlag is FS_IMMUTABLE_FL of linux/fs.h: no write, unlink, rename or chmod until it is cleared.
-const immutableFlag = 0x10
+// Flags of linux/fs.h: FS_IMMUTABLE_FL, no write, unlink, rename or chmod until it is cleared; and FS_APPEND_FL, nothing but
+// additions.
+const (
+	immutableFlag = 0x10
+	appendFlag    = 0x20
+)
 
 // setImmutable sets or clears the flag. Where it cannot be set the copy is protected by its mode alone.
 func setImmutable(path string, on bool) error {

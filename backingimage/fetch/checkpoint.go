@@ -27,14 +27,16 @@ type checkpoint struct {
 	SourceBytes int64                       `json:"sourceBytes"`
 	Offset      int64                       `json:"offset"` // whole chunks
 	Info        format.Info                 `json:"info"`
+	Lent        bool                        `json:"lent,omitempty"` // the data is in the source's own file
 	Hashes      map[source.Algorithm][]byte `json:"hashes"`
 }
 
 // save makes a checkpoint of a mark that all stages have passed. It runs while they go on; only one runs at a time.
 func (d *download) save(m *mark) error {
 	defer d.saving.Store(false)
-	if err := unix.Fdatasync(int(d.file.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", d.file.Name(), err)
+	bytes := d.bytesFile()
+	if err := unix.Fdatasync(int(bytes.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", bytes.Name(), err)
 	}
 	if d.info.Format == format.Raw {
 		if err := d.saveDigests(m.offset / manifest.ChunkBytes); err != nil {
@@ -43,7 +45,7 @@ func (d *download) save(m *mark) error {
 	}
 	c := checkpoint{
 		Version: checkpointVersion, Identity: d.job.Source.Identity(), Validator: m.validator, SourceBytes: m.bytes,
-		Offset: m.offset, Info: d.info, Hashes: map[source.Algorithm][]byte{},
+		Offset: m.offset, Info: d.info, Lent: d.lent != nil, Hashes: map[source.Algorithm][]byte{},
 	}
 	for _, state := range m.states {
 		if s, ok := state.(hashState); ok {
@@ -108,7 +110,10 @@ func (d *download) restore(c *checkpoint) (bool, error) {
 		return false, fmt.Errorf("continue download: %w", err)
 	}
 	d.file = f
-	if info, err := f.Stat(); err != nil || info.Size() < c.Offset {
+	if d.borrow(); c.Lent && d.lent == nil { // the bytes were never written here
+		return false, nil
+	}
+	if info, err := d.bytesFile().Stat(); err != nil || info.Size() < c.Offset {
 		return false, err
 	}
 	err = f.Truncate(c.Offset) // what came after it was perhaps not synced

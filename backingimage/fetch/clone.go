@@ -86,7 +86,7 @@ func sameFile(ctx context.Context, dir string, r Result, want source.Checksum, f
 		return fmt.Errorf("check the clone's source: %w", err)
 	}
 	defer f.Close()
-	sums := newHashes(wanted{published: want})
+	sums := newHashes(wanted{published: want}, false)
 	if err := sums.read(ctx, f, r.SourceBytes); err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ import (
 
 // content makes the content of the image that is there, complete and synced, and returns its manifest.
 func (d *download) content(ctx context.Context) (*manifest.Manifest, error) {
+	if err := d.takeLent(); err != nil {
+		return nil, err
+	}
 	from := &image{info: d.info, file: d.file, bytes: d.stream.bytes}
 	if d.info.Packed() {
 		from = &d.inside

@@ -24,6 +24,7 @@ type download struct {
 
 	info        format.Info // Format is empty until the first bytes are there
 	file        *os.File
+	lent        *os.File // the source's own file, where its blocks can be shared; see lend.go
 	hashes      hashes
 	digests     *manifest.Builder
 	savedChunks int64
@@ -110,8 +111,8 @@ func (d *download) resume(ctx context.Context) error {
 // blank forgets what is known of the content.
 func (d *download) blank() {
 	d.close()
-	d.info, d.hint, d.tail = format.Info{}, -1, nil
-	d.hashes = newHashes(d.want)
+	d.info, d.hint, d.tail, d.lent = format.Info{}, -1, nil, nil
+	d.hashes = newHashes(d.want, !d.job.Unpublished)
 	d.digests = new(manifest.Builder)
 	d.savedChunks, d.savedOffset, d.savedTime = 0, 0, d.job.Clock.Now()
 	d.saving.Store(false)

@@ -136,7 +136,7 @@ func checkedSum(ctx context.Context, f *os.File, bytes int64, want source.Checks
 	if want.IsZero() {
 		return "", nil
 	}
-	sums := newHashes(wanted{published: want})
+	sums := newHashes(wanted{published: want}, true)
 	if err := sums.read(ctx, f, bytes); err != nil {
 		return "", err
 	}

@@ -62,6 +62,9 @@ type Job struct {
 	Source source.Source
 	// Checksum of the file as the source serves it, in a form that source.ParseChecksum reads; "" when there is none.
 	Checksum string
+	// Unpublished is set for a file of somebody's own, whose SHA-512 nobody asks for unless Checksum does: it is the most that
+	// a fetch costs, and is left out.
+	Unpublished bool
 	// ContentDigest that the image has, when an earlier copy fixed it; "" when there is none yet.
 	ContentDigest string
 	// ArchiveFolder is set when the source is a tar archive, perhaps compressed, and the image is the one file in this
@@ -108,7 +111,7 @@ type Result struct {
 	SourceBytes   int64  `json:"sourceBytes"`        // size of the source file
 	VirtualBytes  int64  `json:"virtualBytes"`       // size of the content
 	RealBytes     int64  `json:"realBytes"`          // what the content occupies on its disk
-	Checksum      string `json:"checksum"`           // SHA-512 of the source file, in hexadecimal
+	Checksum      string `json:"checksum"`           // SHA-512 of the source file, in hexadecimal; "" when there is none
 	ContentDigest string `json:"contentDigest"`      // see package manifest
 }
 

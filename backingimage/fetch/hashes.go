@@ -18,19 +18,28 @@ type wanted struct{ published, source source.Checksum }
 // known reports whether the whole is going to be compared with something.
 func (w wanted) known() bool { return !w.published.IsZero() || !w.source.IsZero() }
 
-// hashes are over the source file, in its order. SHA-512 is what we record; SHA-256 is there when it is what somebody
-// gave. Their states can be stored, so that a download goes on without reading again what it has.
+// hashes are over the source file, in its order. SHA-512 is what we record, of a file that has been published; SHA-256 is
+// there when it is what somebody gave. Their states can be stored, so that a download goes on without reading again what it has.
 type hashes map[source.Algorithm]hash.Hash
 
-func newHashes(want wanted) hashes {
-	h := hashes{source.SHA512: sha512.New()}
+func newHashes(want wanted, record bool) hashes {
+	h := hashes{}
+	if record || want.published.Algorithm == source.SHA512 || want.source.Algorithm == source.SHA512 {
+		h[source.SHA512] = sha512.New()
+	}
 	if want.published.Algorithm == source.SHA256 || want.source.Algorithm == source.SHA256 {
 		h[source.SHA256] = sha256.New()
 	}
 	return h
 }
 
-func (h hashes) hex(a source.Algorithm) string { return hex.EncodeToString(h[a].Sum(nil)) }
+// hex is a digest in hexadecimal, "" when it was not taken.
+func (h hashes) hex(a source.Algorithm) string {
+	if h[a] == nil {
+		return ""
+	}
+	return hex.EncodeToString(h[a].Sum(nil))
+}
 
 // fits reports whether the file is the one that a checksum is of; every file is, of none.
 func (h hashes) fits(want source.Checksum) bool {

@@ -13,7 +13,8 @@ const (
 	Unpacking   = "unpacking"   // Bytes of the source file, when all of it is there
 	Converting  = "converting"  // Bytes of the content
 	Copying     = "copying"     // Bytes of the content; CopyLocal
-	Verifying   = "verifying"   // Bytes of the content; Verify
+	Receiving   = "receiving"   // Bytes of the content's data, without what is zero; FromPeers
+	Verifying   = "verifying"   // Bytes of the content; Verify, and FromPeers where something is there already
 	Repairing   = "repairing"   // Bytes of chunks; Repair
 )
 

@@ -41,24 +41,19 @@ func (s *contentStage) work(b *block) error {
 	if err := s.content.grow(b.offset() + padded); err != nil {
 		return err
 	}
-	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded], Extents: s.content.same(b)})
+	return s.content.store(format.Chunk{Index: b.index, Data: b.buffer[:padded]})
 }
 
 func (s *contentStage) note(offset int64) (any, error) { return nil, extend(s.content.file, offset) }
 
-// sourceStage keeps a file as it comes, or shares it with the file that it comes from.
+// sourceStage keeps a file as it comes.
 type sourceStage struct {
 	file *os.File
-	kept *contentFile // file, with its origin
-	tail *tail        // reads what was written; nil when nobody does
+	tail *tail // reads what was written; nil when nobody does
 }
 
 func (s *sourceStage) work(b *block) error {
-	shared := b.length - b.length%blockBytes
-	if shared > 0 && !s.kept.share(b.offset(), b.offset(), int64(shared)) {
-		shared = 0
-	}
-	if _, err := s.file.WriteAt(b.data()[shared:], b.offset()+int64(shared)); err != nil {
+	if _, err := s.file.WriteAt(b.data(), b.offset()); err != nil {
 		return err
 	}
 	s.tail.grow(b.offset() + int64(b.length))

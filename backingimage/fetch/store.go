@@ -9,7 +9,6 @@ import (
 
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
-	"plinth.dev/plinth/backingimage/source"
 )
 
 // contentFile is the file of a content that is being made: sparse, and each chunk's digest is taken on its way in. It is
@@ -25,22 +24,6 @@ type contentFile struct {
 	// which costs neither time nor room.
 	origin *os.File
 	cannot atomic.Bool // the filesystem refused once
-}
-
-// localFile is the file of this machine that a source's bytes are in, at their offsets; nil when there is none.
-func localFile(s source.Source) *os.File {
-	if local, ok := s.(interface{ LocalFile() *os.File }); ok {
-		return local.LocalFile()
-	}
-	return nil
-}
-
-// same is where the origin has a block of a raw source: where the content has it.
-func (c *contentFile) same(b *block) []format.Extent {
-	if c.origin == nil {
-		return nil
-	}
-	return []format.Extent{{At: b.offset(), Bytes: int64(b.length), Host: b.offset()}}
 }
 
 // newContentFile makes the file of a content of so many bytes, -1 where that is not known yet. It has its size from
@@ -87,6 +70,11 @@ func (c *contentFile) store(chunk format.Chunk) error {
 	if c.digests.Add(chunk.Index, chunk.Data).IsZero() {
 		return nil
 	}
+	return c.put(chunk)
+}
+
+// put is store of a chunk whose digest is known and that is not zero.
+func (c *contentFile) put(chunk format.Chunk) error {
 	rest, at := chunk.Data, chunk.Index*manifest.ChunkBytes
 	for len(rest) > 0 {
 		zeros := span(rest, true)

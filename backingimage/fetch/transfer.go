@@ -28,7 +28,7 @@ func (d *download) transfer(ctx context.Context) error {
 	}
 	group, ctx := parallel.WithContext(ctx)
 	d.inside.close()
-	d.tail = newTail(ctx, d.file, d.stream.offset-int64(len(first)))
+	d.tail = newTail(ctx, d.bytesFile(), d.stream.offset-int64(len(first)))
 	group.Go(func() error { return d.unpack(ctx) })
 	group.Go(func() error {
 		if err := d.receive(ctx, first, last); err != nil {
@@ -104,11 +104,14 @@ func (d *download) ready(info format.Info) error {
 func (d *download) create() (err error) {
 	if d.info.Format != format.Raw {
 		d.file, err = os.OpenFile(d.staged.path(sourceFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-		return err
+	} else {
+		var content *contentFile
+		if content, err = newContentFile(d.staged.path(disk.ImageFile), d.info.VirtualBytes, d.digests); err == nil {
+			d.file = content.file
+		}
 	}
-	content, err := newContentFile(d.staged.path(disk.ImageFile), d.info.VirtualBytes, d.digests)
 	if err == nil {
-		d.file = content.file
+		d.borrow()
 	}
 	return err
 }
@@ -119,10 +122,16 @@ func (d *download) stages() []stage {
 	for algorithm, hash := range d.hashes {
 		stages = append(stages, &hashStage{algorithm: algorithm, hashes: d.hashes, hash: hash})
 	}
-	if d.info.Format != format.Raw {
-		return append(stages, &sourceStage{d.file, &contentFile{file: d.file, origin: localFile(d.job.Source)}, d.tail})
+	content := &contentFile{file: d.file, digests: d.digests}
+	switch {
+	case d.lent != nil && d.info.Format == format.Raw:
+		return append(stages, &lentStage{content: content})
+	case d.lent != nil:
+		return append(stages, &lentStage{tail: d.tail})
+	case d.info.Format == format.Raw:
+		return append(stages, &contentStage{content})
 	}
-	return append(stages, &contentStage{&contentFile{file: d.file, digests: d.digests, origin: localFile(d.job.Source)}})
+	return append(stages, &sourceStage{d.file, d.tail})
 }
 
 // read fills blocks, beginning with what was read already, and gives them to the stages.

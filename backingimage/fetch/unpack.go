@@ -149,7 +149,7 @@ func (d *download) insideStage() (stage, error) {
 	if d.inside.info.Format != format.Raw {
 		f, err := os.OpenFile(d.staged.path(insideFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 		d.inside.file = f
-		return &sourceStage{file: f, kept: &contentFile{file: f}}, err
+		return &sourceStage{file: f}, err
 	}
 	content, err := newContentFile(d.staged.path(disk.ImageFile), d.inside.info.VirtualBytes, d.digests)
 	if err != nil {

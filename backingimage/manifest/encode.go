@@ -21,7 +21,7 @@ func (m *Manifest) Encode() []byte {
 	out := append([]byte(nil), magic...)
 	out = binary.LittleEndian.AppendUint64(out, uint64(m.bytes))
 	out = binary.LittleEndian.AppendUint64(out, ChunkBytes)
-	out = append(out, m.bitmap()...)
+	out = append(out, m.Data()...)
 	for i := range m.Chunks() {
 		if d := m.Digest(i); !d.IsZero() {
 			out = append(out, d[:]...)
@@ -29,17 +29,6 @@ func (m *Manifest) Encode() []byte {
 	}
 	sum := blake3.Sum256(out)
 	return append(out, sum[:]...)
-}
-
-// bitmap has a bit for each chunk, set where the chunk is not zero.
-func (m *Manifest) bitmap() []byte {
-	set := make([]byte, (m.Chunks()+7)/8)
-	for i := range m.Chunks() {
-		if !m.Digest(i).IsZero() {
-			set[i/8] |= 1 << (i % 8)
-		}
-	}
-	return set
 }
 
 // Parse reads what Encode wrote. Anything else is Corrupt; nothing panics, and nothing is allocated for what is not

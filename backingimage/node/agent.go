@@ -5,6 +5,8 @@
 // The object is the wish, the disk is the truth, the status is the report. A copy on disk without an object is removed;
 // an object without a copy on disk gets one; an object that already has one is reported ready, whoever made it.
 //
+// Disks come and go while the agent runs: see keeper.
+//
 // Disks forget. Ready copies are read again from time to time (see scrubs), a chunk that differs from the manifest is marked beside the
 // copy before anything else is done about it, and is written anew from the nearest who has it (see repair). While there is a mark
 // nothing is made of the copy. A copy whose files are gone is made anew.
@@ -12,6 +14,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,10 +22,10 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/source"
@@ -30,25 +33,36 @@ import (
 	"plinth.dev/plinth/backingimage/transfer"
 )
 
+// DefaultHeartbeat is how often an agent says that it runs, unless told otherwise.
+const DefaultHeartbeat = 20 * time.Second
+
 // Options of an Agent.
 type Options struct {
-	Version          string            // of this program, for StorageNode.status
-	Source           source.Options    // what downloads may reach, and how; 4 connections by default
-	Credentials      credential.Reader // of images' secrets; nil when there are none
-	Exporter         Exporter          // of this node's volumes; nil when there are none
-	Openers          map[string]Opener // of sources beside http and https, by scheme: they are large, so that not every program links them
-	Limits           format.Limits     // what an image may be
-	Uploads          *transfer.Uploads // what is uploaded to this node; nil when nothing can be
-	Address          string            // host:port where peers and people reach this node's server; "" when there is none
-	PublicKeyHash    string            // of that server
-	MaxFetches       int               // fetches at once; default 5
-	Heartbeat        time.Duration     // default 20 s
-	ProgressInterval time.Duration     // least time between two progress reports of a fetch; default 2 s
-	Peers            ChunkSource       // of images' chunks, for repairs; nil when there are none
-	ScrubInterval    time.Duration     // how often every ready copy is read again; default 168 h
-	ScrubRate        int64             // how fast, in bytes per second, unless somebody asked for it; default 50 MB/s
-	RetryBase        time.Duration     // wait after the first failed fetch; doubles; default 1 min
-	RetryMax         time.Duration     // default 5 min
+	Version          string             // of this program, for StorageNode.status
+	Source           source.Options     // what downloads may reach, and how; 4 connections by default
+	Credentials      credential.Reader  // of images' secrets; nil when there are none
+	Exporter         Exporter           // of this node's volumes; nil when there are none
+	Openers          map[string]Opener  // of sources beside http and https, by scheme: they are large, so that not every program links them
+	Limits           format.Limits      // what an image may be
+	Uploads          *transfer.Uploads  // what is uploaded to this node; nil when nothing can be
+	Address          string             // host:port where peers and people reach this node's server; "" when there is none
+	PublicKeyHash    string             // of that server
+	Identity         *transfer.Identity // by which other agents know this one; nil when it gets nothing from them
+	Shares           *fetch.Shares      // what is being received, for that server; may be nil
+	MaxFetches       int                // fetches at once; default 5
+	Disks            []string           // directories of the disks that flags name, beside those of spec.disks of the StorageNode
+	PoolBytes        int64              // size of the pools made for them; see disk.Options
+	PeerPatience     time.Duration      // see fetch.PeerJob.Patience
+	PeerStall        time.Duration      // see fetch.PeerJob.Stall
+	Heartbeat        time.Duration      // default 20 s
+	DiskAnswer       time.Duration      // how long a disk may take to say how it is before it counts as hung; default 10 s
+	TakeOverAfter    time.Duration      // how long a node must be silent before a disk of its may be taken over; default 3 heartbeats
+	Peers            ChunkSource        // of images' chunks, for repairs; other nodes' agents by default, where there is an Identity
+	ScrubInterval    time.Duration      // how often every ready copy is read again; default 168 h
+	ScrubRate        int64              // how fast, in bytes per second, unless somebody asked for it; default 50 MB/s
+	ProgressInterval time.Duration      // least time between two progress reports of a fetch; default 2 s
+	RetryBase        time.Duration      // wait after the first failed fetch; doubles; default 1 min
+	RetryMax         time.Duration      // default 5 min
 	Clock            clock.WithTicker
 	Metrics          *Metrics // may be nil
 }
@@ -61,7 +75,13 @@ func (o Options) withDefaults() Options {
 		o.Source.Connections = 4
 	}
 	if o.Heartbeat == 0 {
-		o.Heartbeat = 20 * time.Second
+		o.Heartbeat = DefaultHeartbeat
+	}
+	if o.TakeOverAfter == 0 {
+		o.TakeOverAfter = 3 * max(o.Heartbeat, time.Second) // heartbeats are written in whole seconds
+	}
+	if o.DiskAnswer == 0 {
+		o.DiskAnswer = 10 * time.Second
 	}
 	if o.ProgressInterval == 0 {
 		o.ProgressInterval = 2 * time.Second
@@ -91,7 +111,8 @@ func (o Options) withDefaults() Options {
 type Agent struct {
 	name    string
 	store   *store.Store
-	disks   map[string]*disk.Disk // by UUID
+	disks   *disk.Set
+	keeper  *keeper
 	options Options
 	loop    *reconcile.Loop
 	fetches *fetches
@@ -100,20 +121,17 @@ type Agent struct {
 	registered chan struct{} // closed when the node and its disks are
 }
 
-// New makes the agent of a node and its open disks. It starts nothing. Two disks with one UUID are a Conflict.
-func New(name string, s *store.Store, disks []*disk.Disk, o Options) (*Agent, error) {
-	a := &Agent{name: name, store: s, disks: map[string]*disk.Disk{}, options: o.withDefaults(), registered: make(chan struct{})}
-	for _, d := range disks {
-		if other, twice := a.disks[d.UUID()]; twice {
-			return nil, backingimage.Errorf(backingimage.Conflict, "disks %s and %s both say that they are disk %s; one is a copy of the other: remove it, or delete its %s and its volumes to make it a new disk",
-				other.Path(), d.Path(), d.UUID(), disk.IdentityFile)
-		}
-		a.disks[d.UUID()] = d
-	}
+// New makes the agent of a node. It opens and closes disks in the set, and registers those that are in it already. It starts nothing.
+func New(name string, s *store.Store, disks *disk.Set, o Options) *Agent {
+	a := &Agent{name: name, store: s, disks: disks, options: o.withDefaults(), registered: make(chan struct{})}
 	a.loop = reconcile.New("copies", a, reconcile.Options{Clock: a.options.Clock})
 	a.fetches = newFetches(a.options.MaxFetches)
 	a.scrubs = newScrubs()
-	return a, nil
+	if a.options.Peers == nil && a.options.Identity != nil {
+		a.options.Peers = a
+	}
+	a.keeper = newKeeper(name, s, disks, a.options, a.stopWork)
+	return a
 }
 
 // Run registers the node and works until ctx ends and every fetch has stopped.
@@ -125,7 +143,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.register(ctx); err != nil {
 		return err
 	}
+	if err := a.keeper.start(ctx); err != nil {
+		return err
+	}
 	close(a.registered)
+	defer a.disks.OnChange(func(uuid string) { a.lookAt(ctx, uuid) })()
 	defer a.store.Copies.OnChange(a.copyChanged)()
 	defer a.store.Images.OnChange(func(i *v1alpha1.BackingImage) {
 		a.wake(string(i.UID))
@@ -134,11 +156,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.store.Volumes.OnChange(func(v *v1alpha1.Volume) {
 		a.wakeNear(func(i *v1alpha1.BackingImage) bool { return i.Spec.Exports(v) })
 	})()
-	a.enqueueFound(ctx)
+	for _, d := range a.disks.List() {
+		a.lookAt(ctx, d.UUID())
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.loop.Run(ctx) })
 	group.Go(func() error { return a.heartbeats(ctx) })
 	group.Go(func() error { return a.scrubAll(ctx) })
+	group.Go(func() error { return a.keeper.Run(ctx) })
 	err := group.Wait()
 	a.scrubs.stopAll()
 	a.fetches.stopAll()
@@ -169,33 +194,52 @@ func (a *Agent) copyChanged(c *v1alpha1.BackingImageCopy) {
 
 // wake looks again at every copy of an image on this node's disks.
 func (a *Agent) wake(imageUID string) {
-	for uuid := range a.disks {
-		a.loop.Enqueue(v1alpha1.CopyName(imageUID, uuid))
+	for _, d := range a.disks.List() {
+		a.loop.Enqueue(v1alpha1.CopyName(imageUID, d.UUID()))
 	}
 }
 
 // wakeAll looks again at every copy on this node's disks.
 func (a *Agent) wakeAll() {
 	for _, c := range a.store.Copies.List() {
-		if a.disks[c.Spec.DiskUUID] != nil {
+		if _, mine := a.disks.Get(c.Spec.DiskUUID); mine {
 			a.loop.Enqueue(c.Name)
 		}
 	}
 }
 
-// enqueueFound looks at every copy that is on the disks, so that those which no object asks for are removed.
-func (a *Agent) enqueueFound(ctx context.Context) {
-	for uuid, d := range a.disks {
-		published, err := d.ImageUIDs()
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Cannot list copies", "disk", uuid)
+// lookAt looks at every copy that is wished on a disk, and at every one that is on it, so that those which no object asks for
+// are removed.
+func (a *Agent) lookAt(ctx context.Context, uuid string) {
+	for _, c := range a.store.Copies.List() {
+		if c.Spec.DiskUUID == uuid {
+			a.loop.Enqueue(c.Name)
 		}
-		staged, err := d.StagedImageUIDs()
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Cannot list unfinished copies", "disk", uuid)
-		}
-		for _, uid := range append(published, staged...) {
-			a.loop.Enqueue(v1alpha1.CopyName(uid, uuid))
+	}
+	d, open := a.disks.Get(uuid)
+	if !open || d.Usable() != nil {
+		return
+	}
+	published, err := d.ImageUIDs()
+	staged, serr := d.StagedImageUIDs()
+	if err := errors.Join(err, serr); err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot list copies", "disk", uuid)
+	}
+	for _, uid := range append(published, staged...) {
+		a.loop.Enqueue(v1alpha1.CopyName(uid, uuid))
+	}
+}
+
+// stopWork ends the fetches to a disk and the verifications on it, and returns, if asked to wait, when they have ended.
+func (a *Agent) stopWork(d *disk.Disk, wait bool) {
+	for _, work := range []*fetches{a.fetches, a.scrubs.fetches} {
+		for _, name := range work.names() {
+			if _, uuid, _ := v1alpha1.ParseCopyName(name); uuid != d.UUID() {
+				continue
+			}
+			if work.cancel(name); wait {
+				work.stop(name)
+			}
 		}
 	}
 }

@@ -3,7 +3,6 @@ package node_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -12,11 +11,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
-	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
-	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
@@ -189,37 +185,6 @@ func TestAgentRestarts(t *testing.T) {
 		m.Start()
 		m.UntilNoFiles(partial)
 	})
-}
-
-func TestTwoDisksWithOneUUIDAreRefused(t *testing.T) {
-	disktest.NeedRoot(t)
-	d := disktest.MustPool(t, nodetest.PoolBytes)
-	_, err := node.New("n1", nil, []*disk.Disk{d, d}, node.Options{})
-	if !backingimage.Is(err, backingimage.Conflict) || !strings.Contains(fmt.Sprint(err), d.UUID()) {
-		t.Errorf("got %v, want a Conflict that names the UUID", err)
-	}
-}
-
-func TestAnotherDiskAtAKnownPathIsRefused(t *testing.T) {
-	disktest.NeedRoot(t)
-	d := disktest.MustPool(t, nodetest.PoolBytes)
-	m := nodetest.MustStart(t, d)
-	m.Stop()
-	client, err := store.NewClient(m.API)
-	must(t, err)
-	must(t, client.Disks.Delete(context.Background(), d.UUID(), metav1.DeleteOptions{}))
-	_, err = client.Disks.Create(context.Background(), &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: "before"}, Spec: v1alpha1.DiskSpec{NodeName: nodetest.NodeName, Path: d.Path()}}, metav1.CreateOptions{})
-	must(t, err)
-	s, err := store.New(m.API, store.Options{})
-	must(t, err)
-	a, err := node.New(nodetest.NodeName, s, m.Disks, node.Options{})
-	must(t, err)
-	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
-	defer cancel()
-	go func() { _ = s.Run(ctx) }()
-	if err := a.Run(ctx); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "disk before is registered there") {
-		t.Errorf("got %v", err)
-	}
 }
 
 func must(tb testing.TB, err error) {

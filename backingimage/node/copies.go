@@ -17,23 +17,27 @@ import (
 // Reconcile brings one copy about, or takes it away.
 func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, error) {
 	uid, uuid, ok := v1alpha1.ParseCopyName(name)
-	d, mine := a.disks[uuid]
-	if !ok || !mine {
+	if !ok {
+		return 0, nil
+	}
+	d, err := a.disks.Use(uuid)
+	if backingimage.Is(err, backingimage.NotFound) {
 		return 0, nil
 	}
 	c, exists := a.store.Copies.Get(name)
+	if err != nil {
+		return 0, a.diskTroubled(ctx, c, err)
+	}
 	if !exists || c.DeletionTimestamp != nil {
-		a.fetches.stop(name)
-		a.scrubs.stop(name)
-		if err := a.remove(d, uid); err != nil {
-			return 0, fmt.Errorf("remove copy: %w", err)
-		}
-		return 0, nil
+		return 0, a.remove(ctx, name, d)
 	}
 	if a.fetches.running(name) {
 		return 0, nil
 	}
 	record, bad, err := a.inspect(ctx, c, d)
+	if trouble := d.Usable(); err != nil && trouble != nil { // it went meanwhile: the copy is where the disk is
+		return 0, a.diskTroubled(ctx, c, trouble)
+	}
 	switch {
 	case err == nil && len(bad) == 0:
 		return 0, a.adopt(ctx, c, d, record)
@@ -80,12 +84,33 @@ func (a *Agent) lost(ctx context.Context, c *v1alpha1.BackingImageCopy, why erro
 	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) {
 		s.State, s.Reason, s.Progress, s.BadChunks = v1alpha1.CopyPending, backingimage.KindOf(why).String(), 0, nil
 		s.Attempts, s.NextTryTime = 0, nil // those were of a repair
+		s.ContentDigest = ""               // which would say that there is something to come back
 		s.Message = "is made anew: " + why.Error()
 	})
 }
 
-// remove takes a copy off a disk, with what is being made or uploaded of it.
-func (a *Agent) remove(d *disk.Disk, uid string) error {
+// remove removes a copy's files. That there is no object is asked of the API server: the cache does not know yet what came with a
+// disk that was moved here.
+func (a *Agent) remove(ctx context.Context, name string, d *disk.Disk) error {
+	c, err := a.store.Copies.Live(ctx, name)
+	if err == nil && c.DeletionTimestamp == nil {
+		return nil // its change brings us back
+	}
+	if backingimage.IgnoreNotFound(err) != nil {
+		return err
+	}
+	a.fetches.stop(name)
+	a.scrubs.stop(name)
+	uid, _, _ := v1alpha1.ParseCopyName(name)
+	if err := a.removeFiles(d, uid); err != nil {
+		a.keeper.poke()
+		return fmt.Errorf("remove copy: %w", err)
+	}
+	return nil
+}
+
+// removeFiles takes a copy off a disk, with what is being made or uploaded of it.
+func (a *Agent) removeFiles(d *disk.Disk, uid string) error {
 	if err := disk.CheckName("image UID", uid); err != nil {
 		return err
 	}
@@ -95,6 +120,17 @@ func (a *Agent) remove(d *disk.Disk, uid string) error {
 		}
 	}
 	return d.RemoveImage(uid)
+}
+
+// diskTroubled says at a copy that is not there yet what is wrong with its disk. The disk's recovery brings us back.
+func (a *Agent) diskTroubled(ctx context.Context, c *v1alpha1.BackingImageCopy, trouble error) error {
+	a.keeper.poke()
+	if c == nil || c.DeletionTimestamp != nil || c.Status.State == v1alpha1.CopyReady || c.Final() || a.fetches.running(c.Name) {
+		return nil
+	}
+	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) {
+		s.State, s.Reason, s.Message = v1alpha1.CopyPending, backingimage.KindOf(trouble).String(), trouble.Error()
+	})
 }
 
 // adopt reports a copy that is on the disk.
@@ -174,7 +210,7 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
 	*s = v1alpha1.BackingImageCopyStatus{
 		State: v1alpha1.CopyReady, Progress: 100, Warning: r.Warning, ResolvedSource: r.Resolved, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
-		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastStateTransitionTime: s.LastStateTransitionTime,
+		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastStateTransitionTime: s.LastStateTransitionTime, LastUsedTime: s.LastUsedTime,
 		LastVerifiedTime: s.LastVerifiedTime, VerifiedRequestTime: s.VerifiedRequestTime, VerifyResult: s.VerifyResult,
 	}
 }
@@ -182,6 +218,9 @@ func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
 // failed is the report of a fetch that ended in an error: tried again later, at a time that the status tells, or, where
 // that cannot help, never.
 func (a *Agent) failed(ctx context.Context, name string, cause error) error {
+	if disk.ProblemOf(cause) != "" {
+		a.keeper.poke()
+	}
 	return a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
 		s.State, s.Reason, s.Message = v1alpha1.CopyFailed, backingimage.KindOf(cause).String(), cause.Error()
 		s.BytesPerSecond, s.ETASeconds = 0, 0

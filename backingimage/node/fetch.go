@@ -18,15 +18,18 @@ import (
 // attempt is one try at making a copy in the staging directory.
 type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error)
 
-// plan says how a copy is to be made: from a ready copy on another disk of this node, or, when it is the origin, from
-// the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
+// plan says how a copy is to be made: from a ready copy on another disk of this node, from other nodes that have one, or,
+// when it is the origin, from the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
 // may take asking a server, for which no other copy should wait.
 func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
-	for uuid, other := range a.disks {
-		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, uuid)); ok && uuid != c.Spec.DiskUUID && near.Status.State == v1alpha1.CopyReady {
+	for _, other := range a.disks.List() {
+		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())); ok && other != d && near.Status.State == v1alpha1.CopyReady {
 			return a.copyOf(near, other, staged), "", nil
 		}
+	}
+	if run, waits, is, err := a.fromPeers(ctx, c, d, image); is {
+		return run, waits, err
 	}
 	if !c.Spec.Origin {
 		return nil, "waits for the image's first copy, which another disk is making", nil
@@ -62,6 +65,7 @@ func (a *Agent) planSource(ctx context.Context, c *v1alpha1.BackingImageCopy, d 
 func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage, open func(context.Context) (source.Source, error)) attempt {
 	job := fetch.Job{
 		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID, Checksum: image.Spec.Checksum,
+		Unpublished:   image.Spec.SourceType == v1alpha1.SourceUpload,
 		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
 	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
@@ -70,7 +74,11 @@ func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1a
 			return fetch.Result{}, err
 		}
 		job.Source, job.ArchiveFolder = from, archiveFolder(from)
-		return fetch.Run(ctx, job, report)
+		result, err := fetch.Run(ctx, job, report)
+		if err == nil {
+			a.options.Metrics.sourceBytes.Add(float64(result.SourceBytes))
+		}
+		return result, err
 	}
 }
 
@@ -87,6 +95,9 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 	defer a.wakeAll() // after finish: whoever waits for this fetch, or for its place, looks again
 	defer a.fetches.finish(name)
 	uid, _, _ := v1alpha1.ParseCopyName(name)
+	if a.options.Shares != nil {
+		defer a.options.Shares.Drop(uid) // what is published is given from where it is then
+	}
 	log := klog.FromContext(ctx)
 	if err := a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
 		s.State, s.Message, s.Reason, s.NextTryTime = v1alpha1.CopyStarting, "opening the source", "", nil
@@ -109,7 +120,7 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 		log.V(2).Info("Fetch stopped")
 		return
 	case err == nil:
-		a.options.Metrics.fetched(result.SourceBytes, a.options.Clock.Since(began))
+		a.options.Metrics.fetched(a.options.Clock.Since(began))
 		err = a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
 			ready(s, result)
 			s.LastVerifiedTime, s.VerifyResult = nil, "" // those were of another file
@@ -135,7 +146,11 @@ func guarded(ctx context.Context, run attempt, report func(fetch.Progress)) (res
 }
 
 func publish(d *disk.Disk, uid string) error {
-	if err := d.PublishImage(uid); err != nil {
+	err := d.Usable() // it may have become another since the fetch began
+	if err == nil {
+		err = d.PublishImage(uid)
+	}
+	if err != nil {
 		return fmt.Errorf("publish copy: %w", err)
 	}
 	return nil

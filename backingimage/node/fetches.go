@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"k8s.io/klog/v2"
@@ -84,6 +86,15 @@ func (f *fetches) finish(name string) {
 	delete(f.byID, name)
 }
 
+// cancel ends a fetch without waiting for its end.
+func (f *fetches) cancel(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.byID[name]; r != nil {
+		r.cancel()
+	}
+}
+
 // stop ends a fetch and returns when it has ended.
 func (f *fetches) stop(name string) {
 	f.mu.Lock()
@@ -97,14 +108,17 @@ func (f *fetches) stop(name string) {
 
 // stopAll ends every fetch and returns when all have ended.
 func (f *fetches) stopAll() {
-	f.mu.Lock()
-	var names []string
-	for name, r := range f.byID {
-		r.cancel()
-		names = append(names, name)
+	for _, name := range f.names() {
+		f.cancel(name)
 	}
-	f.mu.Unlock()
-	for _, name := range names {
+	for _, name := range f.names() {
 		f.stop(name)
 	}
+}
+
+// names of the copies that are being fetched.
+func (f *fetches) names() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.byID))
 }

@@ -10,6 +10,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
@@ -37,7 +38,9 @@ var giversInWords = map[string]string{
 func (r *repair) givers(report func(fetch.Progress)) []fetch.Giver {
 	var givers []fetch.Giver
 	for _, c := range r.sameContent() {
-		givers = append(givers, fetch.Giver{Name: giverCopy, Chunk: r.agent.giveCopy(c)})
+		if d, here := r.agent.disks.Get(c.Spec.DiskUUID); here {
+			givers = append(givers, fetch.Giver{Name: giverCopy, Chunk: r.agent.giveCopy(c, d)})
+		}
 	}
 	if peers := r.agent.options.Peers; peers != nil {
 		givers = append(givers, fetch.Giver{Name: giverPeer, Chunk: func(ctx context.Context, index int64, want manifest.Digest) ([]byte, error) {
@@ -51,9 +54,9 @@ func (r *repair) givers(report func(fetch.Progress)) []fetch.Giver {
 func (r *repair) sameContent() []*v1alpha1.BackingImageCopy {
 	var same, clones []*v1alpha1.BackingImageCopy
 	for _, c := range r.agent.store.Copies.List() {
-		_, here := r.agent.disks[c.Spec.DiskUUID]
+		_, err := r.agent.disks.Use(c.Spec.DiskUUID)
 		switch {
-		case !here || c.Name == r.copy.Name || c.Status.ContentDigest != r.record.ContentDigest:
+		case err != nil || c.Name == r.copy.Name || c.Status.ContentDigest != r.record.ContentDigest:
 		case c.Spec.ImageUID == r.copy.Spec.ImageUID:
 			same = append(same, c)
 		default:
@@ -64,8 +67,8 @@ func (r *repair) sameContent() []*v1alpha1.BackingImageCopy {
 }
 
 // giveCopy gives chunks of another copy on this node. Damage that it finds there is marked.
-func (a *Agent) giveCopy(c *v1alpha1.BackingImageCopy) func(context.Context, int64, manifest.Digest) ([]byte, error) {
-	dir := a.disks[c.Spec.DiskUUID].Layout().Image(c.Spec.ImageUID)
+func (a *Agent) giveCopy(c *v1alpha1.BackingImageCopy, d *disk.Disk) func(context.Context, int64, manifest.Digest) ([]byte, error) {
+	dir := d.Layout().Image(c.Spec.ImageUID)
 	give := fetch.ChunksOf(dir)
 	return func(ctx context.Context, index int64, want manifest.Digest) ([]byte, error) {
 		known, err := fetch.Damage(dir)

@@ -13,6 +13,8 @@ import (
 type Metrics struct {
 	transitions  *prometheus.CounterVec
 	sourceBytes  prometheus.Counter
+	peerBytes    prometheus.Counter
+	retries      *prometheus.CounterVec
 	fetchSeconds prometheus.Histogram
 	failures     *prometheus.CounterVec
 	scrubbed     prometheus.Counter
@@ -27,8 +29,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "plinth_copy_transitions_total", Help: "Changes of state of copies on this node, by the new state.",
 		}, []string{"state"}),
 		sourceBytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "plinth_source_bytes_total", Help: "Bytes of the source files of the copies made on this node.",
+			Name: "plinth_source_bytes_total", Help: "Bytes of the source files of the copies that this node fetched from their source.",
 		}),
+		peerBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plinth_peer_bytes_total", Help: "Bytes of images' contents that this node got from other nodes and found right.",
+		}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plinth_chunk_retries_total", Help: "Chunks that another node did not give as it should and that were asked of elsewhere, by reason.",
+		}, []string{"reason"}),
 		fetchSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "plinth_fetch_seconds", Help: "Time from the start of a successful fetch to the ready copy.", Buckets: prometheus.ExponentialBuckets(0.1, 3, 10),
 		}),
@@ -46,15 +54,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"from"}),
 	}
 	if r != nil {
-		r.MustRegister(m.transitions, m.sourceBytes, m.fetchSeconds, m.failures, m.scrubbed, m.badChunks, m.repairs)
+		r.MustRegister(m.transitions, m.sourceBytes, m.peerBytes, m.retries, m.fetchSeconds, m.failures, m.scrubbed, m.badChunks, m.repairs)
 	}
 	return m
 }
 
 func (m *Metrics) transition(to v1alpha1.CopyState) { m.transitions.WithLabelValues(string(to)).Inc() }
 
-func (m *Metrics) fetched(bytes int64, took time.Duration) {
-	m.sourceBytes.Add(float64(bytes))
+func (m *Metrics) fetched(took time.Duration) {
 	m.fetchSeconds.Observe(took.Seconds())
 }
 

@@ -59,9 +59,9 @@ func (a *Agent) planClone(ctx context.Context, c *v1alpha1.BackingImageCopy, d *
 
 // readyCopy is an image's ready copy on a disk, or else on another one of this node, and its directory; nil when there is none.
 func (a *Agent) readyCopy(imageUID, preferred string) (near *v1alpha1.BackingImageCopy, dir string) {
-	for uuid, d := range a.disks {
-		c, ok := a.store.Copies.Get(v1alpha1.CopyName(imageUID, uuid))
-		if ok && c.Status.State == v1alpha1.CopyReady && (near == nil || uuid == preferred) {
+	for _, d := range a.disks.List() {
+		c, ok := a.store.Copies.Get(v1alpha1.CopyName(imageUID, d.UUID()))
+		if ok && c.Status.State == v1alpha1.CopyReady && (near == nil || d.UUID() == preferred) {
 			near, dir = c, d.Layout().Image(imageUID)
 		}
 	}

@@ -24,7 +24,7 @@ func (a *Agent) scrub(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 	defer a.scrubs.wake()
 	defer a.loop.Enqueue(c.Name)
 	defer a.scrubs.finish(c.Name)
-	s := &scrub{agent: a, copy: c, dir: d.Layout().Image(c.Spec.ImageUID), asked: a.scrubs.asked(c)}
+	s := &scrub{agent: a, copy: c, disk: d, dir: d.Layout().Image(c.Spec.ImageUID), asked: a.scrubs.asked(c)}
 	s.free.Store(s.asked)
 	log := klog.FromContext(ctx).WithValues("backingImage", c.Spec.Image, "disk", c.Spec.DiskUUID)
 	log.V(2).Info("Verifying copy", "asked", s.asked)
@@ -58,6 +58,7 @@ func (a *Agent) scrub(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 type scrub struct {
 	agent *Agent
 	copy  *v1alpha1.BackingImageCopy
+	disk  *disk.Disk
 	dir   string
 	asked bool        // by somebody who waits
 	free  atomic.Bool // of limits: somebody waits, or the copy is of no use until it is repaired
@@ -114,8 +115,12 @@ func (s *scrub) sleep(ctx context.Context, d time.Duration) error {
 // markInterval is between two marks: a medium that gives up has thousands of bad chunks.
 const markInterval = time.Second
 
-// found marks a bad chunk, on the disk before anywhere else: the first at once, others soon.
+// found marks a bad chunk, on the disk before anywhere else: the first at once, others soon. What a disk that was pulled out
+// does not give is not damaged: then its error.
 func (s *scrub) found(ctx context.Context, chunk int64) error {
+	if err := s.disk.Usable(); err != nil {
+		return err
+	}
 	a := s.agent
 	s.free.Store(true)
 	a.options.Metrics.badChunks.Inc()

@@ -83,8 +83,10 @@ func (a *Agent) scrubAll(ctx context.Context) error {
 			a.checkCopies()
 			a.scrubs.forget(func(name string) bool { _, exists := a.store.Copies.Get(name); return exists })
 		}
-		for uuid, d := range a.disks {
-			a.scrubNext(ctx, uuid, d)
+		for _, d := range a.disks.List() {
+			if d.Usable() == nil {
+				a.scrubNext(ctx, d.UUID(), d)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -95,12 +97,16 @@ func (a *Agent) scrubAll(ctx context.Context) error {
 	}
 }
 
-// checkCopies has every copy looked at whose files are not as they must be, as far as can be told without reading them.
+// checkCopies has every copy looked at whose files are not as they must be, as far as can be told without reading them. A disk that
+// is not there, or may hang, is not asked: its copies are where it is.
 func (a *Agent) checkCopies() {
 	for _, c := range a.store.Copies.List() {
-		d, mine := a.disks[c.Spec.DiskUUID]
 		ready, bad := c.Status.State == v1alpha1.CopyReady, len(c.Status.BadChunks) > 0
-		if !mine || !ready && !bad {
+		if !ready && !bad {
+			continue
+		}
+		d, err := a.disks.Use(c.Spec.DiskUUID)
+		if err != nil {
 			continue
 		}
 		if err := fetch.Check(d.Layout().Image(c.Spec.ImageUID)); err != nil && (ready || !backingimage.Is(err, backingimage.NotReady)) {

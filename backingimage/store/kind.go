@@ -33,16 +33,28 @@ type Kind[T Object] struct {
 	name     string
 	client   writer[T]
 	list     func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	selector string // of the objects in the cache
 	informer cache.SharedIndexInformer
 }
 
-func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string) *Kind[T] {
-	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-		o.FieldSelector = fieldSelector
-		return client.List(ctx, o)
+// indexes of a kind's cache, by their names; each function gives the values under which an object is found.
+type indexes[T Object] map[string]func(T) []string
+
+func (i indexes[T]) indexers() cache.Indexers {
+	all := cache.Indexers{}
+	for name, values := range i {
+		all[name] = func(o any) ([]string, error) { return values(o.(T)), nil }
 	}
+	return all
+}
+
+func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string, by indexes[T]) *Kind[T] {
+	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
 	lw := plainLists{&cache.ListWatch{
-		ListWithContextFunc: list,
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = fieldSelector
+			return client.List(ctx, o)
+		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = fieldSelector
 			return client.Watch(ctx, o)
@@ -52,7 +64,8 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 		name:     name,
 		client:   client,
 		list:     list,
-		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{}),
+		selector: fieldSelector,
+		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{Indexers: by.indexers()}),
 	}
 }
 
@@ -75,7 +88,20 @@ func (k *Kind[T]) Get(name string) (T, bool) {
 
 // List returns all objects in the cache, sorted by name.
 func (k *Kind[T]) List() []T {
-	objs := k.informer.GetStore().List()
+	return sorted[T](k.informer.GetStore().List())
+}
+
+// By returns the objects in the cache that an index has under a value, sorted by name, without looking at the others. The
+// index must be one of those that the kind's Store has for it.
+func (k *Kind[T]) By(index, value string) []T {
+	objs, err := k.informer.GetIndexer().ByIndex(index, value)
+	if err != nil {
+		panic(fmt.Sprintf("the cache of kind %s has no index %q", k.name, index)) // a fault of the caller's
+	}
+	return sorted[T](objs)
+}
+
+func sorted[T Object](objs []any) []T {
 	list := make([]T, len(objs))
 	for i, o := range objs {
 		list[i] = o.(T)
@@ -113,8 +139,11 @@ func (k *Kind[T]) Live(ctx context.Context, name string) (T, error) {
 }
 
 // LiveList returns all objects from the API server, sorted by name: what was written before the call is in it.
-func (k *Kind[T]) LiveList(ctx context.Context) ([]T, error) {
-	list, err := k.list(ctx, metav1.ListOptions{})
+func (k *Kind[T]) LiveList(ctx context.Context) ([]T, error) { return k.LiveSelect(ctx, k.selector) }
+
+// LiveSelect is LiveList of the objects that a field selector chooses, those included that are not in the cache.
+func (k *Kind[T]) LiveSelect(ctx context.Context, selector string) ([]T, error) {
+	list, err := k.list(ctx, metav1.ListOptions{FieldSelector: selector})
 	if err != nil {
 		return nil, Classify("list", k.name, "", err)
 	}
@@ -237,6 +266,8 @@ func Classify(action, noun, name string, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s %s %q: %w", action, noun, name, err)
+	case apierrors.IsNotFound(err) && unserved(err):
+		return backingimage.Errorf(backingimage.NotReady, "%s %s %q: the API does not serve that kind: it is starting, or the definitions in deploy/crds are not installed", action, noun, name)
 	case apierrors.IsNotFound(err):
 		return backingimage.Errorf(backingimage.NotFound, "there is no %s %q", noun, name)
 	case apierrors.IsAlreadyExists(err):
@@ -247,4 +278,10 @@ func Classify(action, noun, name string, err error) error {
 		kind = backingimage.NotReady
 	}
 	return backingimage.Errorf(kind, "%s %s %q: %w", action, noun, name, err)
+}
+
+// unserved reports whether a 404 is about the path, and not about an object: a server that starts answers before it serves
+// every kind.
+func unserved(err error) bool {
+	return apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse)
 }

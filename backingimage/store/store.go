@@ -11,6 +11,9 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
+// ByImage is the index of copies and of volumes by the name of their image.
+const ByImage = "image"
+
 // Options of a Store.
 type Options struct {
 	// NodeName limits copies and volumes to those of one node, which is all that an agent needs; "" is all.
@@ -40,15 +43,24 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		mine = "spec.nodeName=" + o.NodeName
 	}
 	s := &Store{
-		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, ""),
-		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine),
-		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, ""),
-		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, ""),
-		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine),
+		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
+		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy}),
+		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
+		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
+		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume}),
 		synced:  make(chan struct{}),
 	}
 	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer}
 	return s, nil
+}
+
+func imageOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.Image} }
+
+func imageOfVolume(v *v1alpha1.Volume) []string {
+	if v.Spec.Image == nil {
+		return nil
+	}
+	return []string{v.Spec.Image.Name}
 }
 
 // Run keeps the caches until ctx ends.

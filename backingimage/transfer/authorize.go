@@ -16,6 +16,11 @@ const (
 	noToken      = "no-token"
 	wrongToken   = "wrong-token"
 	expiredToken = "expired-token"
+	notAsked     = "not-asked"   // the API server could not be asked, or not so often: nothing is known of the caller
+	unknownKey   = "unknown-key" // a certificate whose key is no node's
+	noPeer       = "no-peer"     // no certificate, where only peers may ask
+	noImage      = "no-image"    // a peer asks for what there is not
+	outside      = "outside"     // a range outside of the file
 )
 
 // refusal is what every caller hears who has no good token for the image, whether there is one or not.
@@ -27,30 +32,69 @@ var uidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$
 // imageHandler answers a request about an image, on behalf of a caller who may ask.
 type imageHandler func(w http.ResponseWriter, r *http.Request)
 
-type imageKey struct{}
+type callKey struct{}
 
-// imageOf is the image that a request is about.
-func imageOf(ctx context.Context) *v1alpha1.BackingImage {
-	image, _ := ctx.Value(imageKey{}).(*v1alpha1.BackingImage)
-	return image
+// call is what is known of a request that was let through.
+type call struct {
+	image *v1alpha1.BackingImage // that it is about
+	peer  string                 // name of the node that asks; "" when it is a person
 }
 
-// authorized lets a request through whose token opens the image that its path names.
-func (s *Server) authorized(route string, next imageHandler) http.Handler {
+func callOf(ctx context.Context) call {
+	c, _ := ctx.Value(callKey{}).(call)
+	return c
+}
+
+// imageOf is the image that a request is about.
+func imageOf(ctx context.Context) *v1alpha1.BackingImage { return callOf(ctx).image }
+
+// admission decides whether a caller may ask about the image that the path names; without an image, the reason says why not.
+type admission func(r *http.Request) (c call, reason string)
+
+// admitted lets a request through that an admission does.
+func (s *Server) admitted(route string, admit admission, next imageHandler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := &counted{ResponseWriter: rw}
 		defer s.count(route, w)
-		image, reason := s.admit(r.Context(), r.PathValue("uid"), bearer(r))
-		if image == nil {
-			s.options.Metrics.refused.WithLabelValues(reason).Inc()
-			klog.FromContext(r.Context()).V(2).Info("Refused a request", "route", route, "from", r.RemoteAddr, "reason", reason)
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			w.Header().Set("Connection", "close")
-			http.Error(w, refusal, http.StatusUnauthorized)
+		c, reason := admit(r)
+		if c.image == nil {
+			s.refused(r, route, reason)
+			refuse(w, reason)
 			return
 		}
-		next(w, r.WithContext(context.WithValue(r.Context(), imageKey{}, image)))
+		next(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
+		if w.status == http.StatusRequestedRangeNotSatisfiable {
+			s.refused(r, route, outside)
+		}
 	})
+}
+
+// refused counts a request that was refused.
+func (s *Server) refused(r *http.Request, route, reason string) {
+	s.options.Metrics.refused.WithLabelValues(reason).Inc()
+	klog.FromContext(r.Context()).V(2).Info("Refused a request", "route", route, "from", r.RemoteAddr, "reason", reason)
+}
+
+func refuse(w http.ResponseWriter, reason string) {
+	switch reason {
+	case noImage: // a peer may know, and goes on
+		http.Error(w, "there is no such image", http.StatusNotFound)
+		return
+	case notAsked:
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "who asks cannot be checked just now; try again", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Connection", "close")
+	w.Header().Set("WWW-Authenticate", "Bearer")
+	http.Error(w, refusal, http.StatusUnauthorized)
+}
+
+// byToken admits who has a token of the image.
+func (s *Server) byToken(r *http.Request) (call, string) {
+	image, reason := s.admit(r.Context(), r.PathValue("uid"), bearer(r))
+	return call{image: image}, reason
 }
 
 func bearer(r *http.Request) Token {
@@ -70,14 +114,16 @@ func (s *Server) admit(ctx context.Context, uid string, t Token) (*v1alpha1.Back
 	if !uidPattern.MatchString(uid) {
 		return nil, wrongToken
 	}
-	image, reason := s.judge(s.store.Images.List(), uid, t)
-	if image != nil || !s.asking.TryAccept() {
-		return image, reason
+	if image, _ := s.judge(s.store.Images.List(), uid, t); image != nil {
+		return image, ""
+	}
+	if !s.asking.TryAccept() {
+		return nil, notAsked
 	}
 	live, err := s.store.Images.LiveList(ctx)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot look up an image")
-		return nil, reason
+		return nil, notAsked
 	}
 	return s.judge(live, uid, t)
 }

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 type Client struct {
 	address string
 	uid     string
-	token   Token
+	token   Token // "" of a peer, which shows its certificate instead
 	http    *http.Client
 }
 
@@ -33,12 +34,16 @@ const (
 // NewClient makes a client of the agent at an address (host:port) whose public key has the hash, for the image with a UID.
 // It does not connect.
 func NewClient(address, publicKeyHash, uid string, t Token) *Client {
+	return newClient(address, uid, t, pinnedConfig(publicKeyHash))
+}
+
+func newClient(address, uid string, t Token, config *tls.Config) *Client {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	return &Client{address: address, uid: uid, token: t, http: &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext: dialer.DialContext, TLSClientConfig: pinnedConfig(publicKeyHash), TLSHandshakeTimeout: dialTimeout,
-			ResponseHeaderTimeout: answerTimeout, WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10, MaxIdleConnsPerHost: 8, DisableCompression: true,
+			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: dialTimeout,
+			ResponseHeaderTimeout: answerTimeout, IdleConnTimeout: idleTimeout, WriteBufferSize: 256 << 10, ReadBufferSize: 256 << 10, MaxIdleConnsPerHost: 8, DisableCompression: true,
 		},
 	}}
 }
@@ -51,7 +56,9 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, he
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+string(c.token))
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+string(c.token))
+	}
 	req.Header.Set("User-Agent", "plinth")
 	for key, value := range header {
 		req.Header.Set(key, value)

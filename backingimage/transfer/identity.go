@@ -54,6 +54,9 @@ func OpenIdentity(dir string) (*Identity, error) {
 // PublicKeyHash is the SHA-256 of the public key (SubjectPublicKeyInfo), in hexadecimal.
 func (i *Identity) PublicKeyHash() string { return i.hash }
 
+// Certificate is the key with the certificate that shows it.
+func (i *Identity) Certificate() tls.Certificate { return i.certificate }
+
 func openKey(dir string) (*ecdsa.PrivateKey, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -101,9 +104,19 @@ func selfSigned(key *ecdsa.PrivateKey) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 }
 
-// serverConfig is how an agent speaks TLS. HTTP/2 is not offered: one long stream is what it is slowest at.
+// serverConfig is how an agent speaks TLS. HTTP/2 is not offered: one long stream is what it is slowest at. A client may show a
+// certificate: whether its key is a peer's is looked up with each request.
 func (i *Identity) serverConfig() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.certificate}, NextProtos: []string{"http/1.1"}}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.certificate}, NextProtos: []string{"http/1.1"},
+		ClientAuth: tls.RequestClientCert, // no authority signs it; TLS itself proves that the client has the key
+	}
+}
+
+// keyHash is the hash of a certificate's public key, see Identity.PublicKeyHash.
+func keyHash(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
 }
 
 // pinnedConfig accepts the one server whose public key has the hash.
@@ -112,8 +125,7 @@ func pinnedConfig(hash string) *tls.Config {
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // no authority signs an agent's key: VerifyConnection compares the key itself
 		VerifyConnection: func(s tls.ConnectionState) error {
-			sum := sha256.Sum256(s.PeerCertificates[0].RawSubjectPublicKeyInfo)
-			if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(hash)) != 1 {
+			if subtle.ConstantTimeCompare([]byte(keyHash(s.PeerCertificates[0])), []byte(hash)) != 1 {
 				return backingimage.Errorf(backingimage.Precondition, "the server has another key than the API says that this agent has")
 			}
 			return nil

@@ -8,6 +8,7 @@ type Metrics struct {
 	refused  *prometheus.CounterVec
 	received prometheus.Counter
 	served   prometheus.Counter
+	toPeers  prometheus.Counter
 }
 
 // NewMetrics makes the server's metrics and registers them; r may be nil.
@@ -17,7 +18,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "plinth_transfer_requests_total", Help: "Requests to the agent's HTTPS server, by route and status code.",
 		}, []string{"route", "code"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "plinth_transfer_refused_total", Help: "Requests to the agent's HTTPS server without a good token, by reason.",
+			Name: "plinth_transfer_refused_total", Help: "Requests to the agent's HTTPS server that were refused, by reason.",
 		}, []string{"reason"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "plinth_upload_bytes_total", Help: "Bytes of uploads that arrived at this node.",
@@ -26,8 +27,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "plinth_served_bytes_total", Help: "Bytes of images' contents that this node gave to others.",
 		}),
 	}
+	m.toPeers = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "plinth_peer_served_bytes_total", Help: "Bytes of images' contents that this node gave to other nodes.",
+	})
 	if r != nil {
-		r.MustRegister(m.requests, m.refused, m.received, m.served)
+		r.MustRegister(m.requests, m.refused, m.received, m.served, m.toPeers)
 	}
 	return m
 }

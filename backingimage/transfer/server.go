@@ -19,6 +19,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/store"
 )
 
@@ -26,8 +27,12 @@ import (
 type Options struct {
 	// MaxRequests at once; more are answered 503. 128 by default.
 	MaxRequests int
-	Clock       clock.Clock
-	Metrics     *Metrics // may be nil
+	// BytesPerSecond of images' contents that are given away at the most, to all callers together; 0 is no limit.
+	BytesPerSecond int64
+	// Shares are the copies that this process is receiving from peers; nil when it does not give them away.
+	Shares  *fetch.Shares
+	Clock   clock.Clock
+	Metrics *Metrics // may be nil
 }
 
 func (o Options) withDefaults() Options {
@@ -48,11 +53,13 @@ type Server struct {
 	listener net.Listener
 	identity *Identity
 	store    *store.Store
-	disks    map[string]*disk.Disk // by UUID
+	disks    *disk.Set // by UUID
 	uploads  *Uploads
 	options  Options
 	handler  http.Handler
 	places   chan struct{}           // one for each request at work
+	lane     *lane                   // that contents go out through
+	given    *given                  // what peers got of them lately
 	asking   flowcontrol.RateLimiter // of the API server, on behalf of whom we do not know yet
 }
 
@@ -67,11 +74,9 @@ const (
 )
 
 // NewServer makes the server of an agent, on a listener that it closes in the end. It starts nothing.
-func NewServer(l net.Listener, id *Identity, s *store.Store, disks []*disk.Disk, u *Uploads, o Options) (*Server, error) {
-	srv := &Server{listener: l, identity: id, store: s, disks: map[string]*disk.Disk{}, uploads: u, options: o.withDefaults()}
-	for _, d := range disks {
-		srv.disks[d.UUID()] = d
-	}
+func NewServer(l net.Listener, id *Identity, s *store.Store, disks *disk.Set, u *Uploads, o Options) (*Server, error) {
+	srv := &Server{listener: l, identity: id, store: s, disks: disks, uploads: u, options: o.withDefaults()}
+	srv.lane, srv.given = newLane(srv.options.BytesPerSecond), newGiven(srv.options.Clock)
 	srv.places = make(chan struct{}, srv.options.MaxRequests)
 	srv.asking = flowcontrol.NewTokenBucketRateLimiter(10, 50)
 	tus, err := srv.newTus()
@@ -79,9 +84,11 @@ func NewServer(l net.Listener, id *Identity, s *store.Store, disks []*disk.Disk,
 		return nil, fmt.Errorf("make the upload handler: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/v1/uploads/{uid}", srv.authorized("upload", tus.ServeHTTP))
-	mux.Handle("GET /v1/images/{uid}/manifest", srv.authorized("manifest", srv.serveManifest))
-	mux.Handle("GET /v1/images/{uid}/data", srv.authorized("data", srv.serveData))
+	mux.Handle("/v1/uploads/{uid}", srv.admitted("upload", srv.byToken, tus.ServeHTTP))
+	mux.Handle("GET /v1/images/{uid}/manifest", srv.admitted("manifest", srv.byEither, srv.serveManifest))
+	mux.Handle("GET /v1/images/{uid}/data", srv.admitted("data", srv.byEither, srv.serveData))
+	mux.Handle("GET /v1/images/{uid}/record", srv.admitted("record", srv.byKey, srv.serveRecord))
+	mux.Handle("GET /v1/images/{uid}/have", srv.admitted("have", srv.byKey, srv.serveHave))
 	srv.handler = srv.limited(mux)
 	return srv, nil
 }

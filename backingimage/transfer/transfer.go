@@ -6,9 +6,20 @@
 // address in the status of its StorageNode, and a client accepts exactly the server that has it: who can be trusted is
 // said by the API, so there is no authority to run and no certificate to renew. TLS 1.3 is the only version.
 //
-// A caller proves itself with a token. Whoever may write the BackingImage puts the token's SHA-256 and the end of its life
+// A person's program proves itself with a token. Whoever may write the BackingImage puts the token's SHA-256 and the end of its life
 // into spec.accessTokens; whoever knows the token then uploads this image, or downloads it, and nothing else. A caller
 // without a good token learns nothing, not even whether an image exists.
+//
+// # Peers
+//
+// Agents give images to each other. An agent that asks shows its own key, as the server does; it is a peer when some
+// StorageNode's status has that key, and may then read every image: its manifest, what the copy is (GET
+// /v1/images/{uid}/record), which chunks are there (GET /v1/images/{uid}/have, a manifest.Bitmap), and the data. A copy that
+// is itself being received is given away as well, in ranges of whole chunks that have been compared with the manifest.
+//
+// Contents go out at a bounded rate, and few at a time, so that one of many receivers soon has something whole. A peer that
+// says that it could take other chunks (Plinth-Choice) is told 423 when another peer has just got these: one sender with many
+// receivers gives each a different part, and they give that to each other. How a receiver chooses is package fetch's affair.
 //
 // # Uploads
 //

@@ -70,8 +70,8 @@ func (s *Server) beforeCreation(event handler.HookEvent) (handler.HTTPResponse, 
 
 // uploadOf finds the upload of an image: on the disk whose copy is to be made of it.
 func (s *Server) uploadOf(uid string) (*upload, error) {
-	for uuid, d := range s.disks {
-		c, ok := s.store.Copies.Get(v1alpha1.CopyName(uid, uuid))
+	for _, d := range s.disks.List() {
+		c, ok := s.store.Copies.Get(v1alpha1.CopyName(uid, d.UUID()))
 		if !ok || !c.Spec.Origin || c.DeletionTimestamp != nil {
 			continue
 		}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 
 	"plinth.dev/plinth/backingimage/store/embedded"
+	"plinth.dev/plinth/cmd/internal/openers"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/cmd/internal/standalone"
 	"plinth.dev/plinth/deploy"
@@ -32,12 +33,12 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(standalone.NewCommand(&endpoint, func(ctx context.Context, c standalone.Config, out io.Writer) error {
 		logger := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(verbosity)))
 		klog.SetLoggerWithOptions(embedded.Quiet(logger), klog.ContextualLogger(true))
-		c.Openers = openers
+		c.Openers = openers.All
 		return standalone.Run(ctx, c, newAPI, out)
 	}))
 	return root
 }
 
-func newAPI(dataDir, listen string) (standalone.API, error) {
-	return embedded.New(embedded.Options{Dir: dataDir, Listen: listen, CRDs: deploy.CRDs})
+func newAPI(c standalone.APIConfig) (standalone.API, error) {
+	return embedded.New(embedded.Options{Dir: c.DataDir, Listen: c.Listen, Advertise: c.Advertise, CRDs: deploy.CRDs})
 }

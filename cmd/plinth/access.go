@@ -2,10 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha512"
-	"encoding/hex"
-	"io"
-	"os"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -114,31 +110,4 @@ func (a *access) dial(ctx context.Context, name string) (*transfer.Client, error
 		return nil, backingimage.Errorf(backingimage.NotReady, "node %s has told no address yet", name)
 	}
 	return transfer.NewClient(node.Status.Address, node.Status.PublicKeyHash, string(a.uid), a.token), nil
-}
-
-// sameFile reports whether a file is the one that an image was made of.
-func sameFile(ctx context.Context, f *os.File, status v1alpha1.BackingImageStatus) (bool, error) {
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() || info.Size() != status.Size {
-		return false, err
-	}
-	h := sha512.New()
-	if _, err := io.Copy(h, readerUntil{ctx, io.NewSectionReader(f, 0, info.Size())}); err != nil {
-		return false, err
-	}
-	return hex.EncodeToString(h.Sum(nil)) == status.Checksum, nil
-}
-
-// readerUntil ends with its context.
-type readerUntil struct {
-	ctx context.Context
-	io.Reader
-}
-
-// Read implements io.Reader.
-func (r readerUntil) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(p)
 }

@@ -35,6 +35,11 @@ func (c *cli) client() (*store.Client, error) {
 
 func (c *cli) restConfig() (*rest.Config, error) {
 	paths, err := kubeconfigPaths(c.kubeconfig, os.Getenv)
+	if err != nil && c.kubeconfig+os.Getenv("PLINTH_KUBECONFIG")+os.Getenv("KUBECONFIG") == "" {
+		if inside, ierr := rest.InClusterConfig(); ierr == nil { // a pod's service account
+			return inside, nil
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -146,7 +146,7 @@ func TestImageSources(t *testing.T) {
 		"an export type of a URL":        {source: imageSource{url: url, exportType: "raw"}, says: "--export-type means nothing with --url"},
 		"a namespace without its secret": {source: imageSource{url: url, secretNamespace: "n"}, says: "--secret-namespace"},
 		"an export type nobody knows":    {source: imageSource{volume: "v", exportType: "vmdk"}, says: "vmdk"},
-		"a URL nobody can fetch":         {source: imageSource{url: "ftp://example.org/a"}, says: "--url: url"},
+		"a URL nobody can fetch":         {source: imageSource{url: "ftp://example.org/a"}, says: `--url: "ftp://`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			from, got, err := tc.source.parameters()

@@ -105,3 +105,19 @@ func conditionText(conditions []metav1.Condition, kind string) string {
 	}
 	return "no"
 }
+
+// conditionWord is yes, or the reason why not, or unknown: as much as a table has room for.
+func conditionWord(conditions []metav1.Condition, kind string) string {
+	if c := meta.FindStatusCondition(conditions, kind); c != nil && c.Status == metav1.ConditionFalse {
+		return "no: " + c.Reason
+	}
+	return conditionText(conditions, kind)
+}
+
+// countText is a number for a table; "" for none.
+func countText(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}

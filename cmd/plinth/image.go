@@ -38,7 +38,7 @@ var copies = &noun[*v1alpha1.BackingImageCopy, *v1alpha1.BackingImageCopyList]{
 
 func newImageCommand(c *cli) *cobra.Command {
 	return group("image", "Backing images", "Backing images are what volumes start from: fetched once, verified, kept as copies on disks.",
-		newImageCreateCommand(c), newImageUploadCommand(c), newImageDownloadCommand(c), images.lsCommand(c), images.showCommand(c), newImageRmCommand(c), newImageWaitCommand(c), newImageVerifyCommand(c))
+		newImageCreateCommand(c), newImageUploadCommand(c), newImageDownloadCommand(c), images.lsCommand(c), images.showCommand(c), newImageRmCommand(c), newImageWaitCommand(c), newImageVerifyCommand(c), newImageCleanupCommand(c))
 }
 
 // imageState is the state as people read it: an image that is being deleted has no other.
@@ -68,15 +68,7 @@ func showImage(ctx context.Context, w io.Writer, client *store.Client, i *v1alph
 	if err := printFields(w, "", imageFields(i, now)...); err != nil {
 		return err
 	}
-	for _, c := range of {
-		if _, err := fmt.Fprintf(w, "\nCopy on disk %s\n", c.Spec.DiskUUID); err != nil {
-			return err
-		}
-		if err := printFields(w, "  ", copyFields(c, now)...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return printCopies(w, i, of, now)
 }
 
 func imageFields(i *v1alpha1.BackingImage, now time.Time) []field {
@@ -108,36 +100,6 @@ func imageFields(i *v1alpha1.BackingImage, now time.Time) []field {
 		field{"Healthy", conditionText(i.Status.Conditions, v1alpha1.ConditionHealthy)},
 		field{"Created", timeText(now, i.CreationTimestamp)},
 	)
-}
-
-func copyFields(c *v1alpha1.BackingImageCopy, now time.Time) []field {
-	s := c.Status
-	fields := []field{
-		{"Node", c.Spec.NodeName},
-		{"State", string(cmp.Or(s.State, v1alpha1.CopyPending))},
-		{"Fetches from the source", yesNo(c.Spec.Origin)},
-		{"Progress", progressOf(c).numbers()},
-		{"Message", s.Message},
-		{"Real size", exactSizeText(s.RealSize)},
-	}
-	if s.Attempts > 0 {
-		fields = append(fields, field{"Failed attempts", fmt.Sprint(s.Attempts)})
-	}
-	if s.State == v1alpha1.CopyFailed {
-		fields = append(fields, field{"Next try", nextTryText(c, now)})
-	}
-	if s.LastVerifiedTime != nil {
-		fields = append(fields, field{"Last verified", timeText(now, *s.LastVerifiedTime)}, field{"Found then", s.VerifyResult})
-	}
-	return append(fields, field{"Since", timeText(now, s.LastStateTransitionTime)})
-}
-
-// nextTryText says when a failed copy will be tried again.
-func nextTryText(c *v1alpha1.BackingImageCopy, now time.Time) string {
-	if c.Final() {
-		return "none: trying again cannot help"
-	}
-	return "in " + max(c.Status.NextTryTime.Sub(now), 0).Round(time.Second).String()
 }
 
 // copiesOf returns the copies of an image; those of a former image of its name are not its.

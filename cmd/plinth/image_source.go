@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -15,10 +16,9 @@ import (
 // imageSource is what the flags of `image create` say of where an image comes from: exactly one of URL, volume and image, and
 // what goes with it.
 type imageSource struct {
-	url, secret, secretNamespace, proxy, endpoint, region string
-	pathStyle                                             bool
-	volume, exportType                                    string
-	image                                                 string
+	url, secret, secretNamespace, proxy, endpoint, region, pathStyle string
+	volume, exportType                                               string
+	image                                                            string
 }
 
 func (s *imageSource) flags(f *pflag.FlagSet) {
@@ -28,7 +28,8 @@ func (s *imageSource) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.proxy, "proxy", "", "with --url: `URL` of the proxy to go through")
 	f.StringVar(&s.endpoint, "endpoint", "", "with --url s3://…: `URL` of the server, where that is not Amazon's")
 	f.StringVar(&s.region, "region", "", "with --url s3://…: `region` of the bucket")
-	f.BoolVar(&s.pathStyle, "path-style", false, "with --url s3://…: ask for http://server/bucket/key and not http://bucket.server/key")
+	f.StringVar(&s.pathStyle, "path-style", "", "with --url s3://…: `true` to ask for http://server/bucket/key, false for http://bucket.server/key (default true with --endpoint, false without)")
+	f.Lookup("path-style").NoOptDefVal = "true"
 	f.StringVar(&s.volume, "from-volume", "", "ID or name of the `volume` whose content the image is to have; a mounted one is frozen for a moment")
 	f.StringVar(&s.exportType, "export-type", "", "with --from-volume: `format` that a later download of the image yields, raw or qcow2 (default raw)")
 	f.StringVar(&s.image, "clone-of", "", "name of the `image` that this one is to be a clone of")
@@ -76,6 +77,9 @@ func (s imageSource) parameters() (v1alpha1.SourceType, map[string]string, error
 		return "", nil, backingimage.Errorf(backingimage.Invalid, "--secret-namespace is given without --secret; name the secret, too")
 	}
 	if err := source.ValidateSource(t, p); err != nil {
+		if strings.HasPrefix("--"+err.Error(), given+": ") {
+			return "", nil, fmt.Errorf("--%w", err) // it begins with url:
+		}
 		return "", nil, fmt.Errorf("%s: %w", given, err)
 	}
 	return t, p, nil
@@ -88,17 +92,13 @@ type parameter struct {
 }
 
 func (s imageSource) more() []parameter {
-	pathStyle := ""
-	if s.pathStyle {
-		pathStyle = "true"
-	}
 	return []parameter{
 		{v1alpha1.ParameterSecret, s.secret, v1alpha1.SourceDownload},
 		{v1alpha1.ParameterSecretNamespace, s.secretNamespace, v1alpha1.SourceDownload},
 		{v1alpha1.ParameterProxy, s.proxy, v1alpha1.SourceDownload},
 		{v1alpha1.ParameterEndpoint, s.endpoint, v1alpha1.SourceDownload},
 		{v1alpha1.ParameterRegion, s.region, v1alpha1.SourceDownload},
-		{v1alpha1.ParameterPathStyle, pathStyle, v1alpha1.SourceDownload},
+		{v1alpha1.ParameterPathStyle, s.pathStyle, v1alpha1.SourceDownload},
 		{v1alpha1.ParameterExportType, s.exportType, v1alpha1.SourceExport},
 	}
 }

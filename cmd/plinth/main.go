@@ -6,7 +6,8 @@
 // works here works under Kubernetes, Nomad or Docker Swarm, and nothing is provisioned behind CSI's back.
 //
 // main parses; output.go is the one place of -o; the table of exit codes is in cmd/internal/program. Standalone, which links the
-// API server, is a binary of its own, so that no other command pays for that at every start.
+// API server, is a binary of its own, so that no other command pays for that at every start. The agent (plinth node) is in this one: what it
+// adds, mostly the clients of object stores and registries, costs a command 13 ms and 12 MB, and an idle agent has 48 MB in all.
 package main
 
 import (

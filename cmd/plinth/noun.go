@@ -70,20 +70,23 @@ func (n *noun[T, L]) printList(c *cli, objects []T) error {
 	return printTable(c.out, n.header, rows)
 }
 
-func (n *noun[T, L]) showCommand(c *cli) *cobra.Command {
+func (n *noun[T, L]) showCommand(c *cli) *cobra.Command { return n.showFoundCommand(c, "NAME", n.get) }
+
+// showFoundCommand is showCommand for objects that people call by more than their names.
+func (n *noun[T, L]) showFoundCommand(c *cli, argument string, find func(context.Context, *store.Client, string) (T, error)) *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use:               "show NAME",
+		Use:               "show " + argument,
 		Aliases:           []string{"get", "describe"},
 		Short:             "Show everything about " + n.indefinite(),
-		Args:              program.Exactly("NAME"),
+		Args:              program.Exactly(argument),
 		ValidArgsFunction: n.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.client()
 			if err != nil {
 				return err
 			}
-			obj, err := n.get(cmd.Context(), client, args[0])
+			obj, err := find(cmd.Context(), client, args[0])
 			if err != nil {
 				return err
 			}

@@ -32,6 +32,7 @@ func TestNouns(t *testing.T) {
 		{"what is mounted outlives the server, and is unmounted by the next", serverKilled},
 		{"an image that a volume waits for is not deleted", imageIsNeeded},
 		{"a block volume is a device of the size asked for", blockVolume},
+		{"a copy that its image needs is not cleaned up", cleanup},
 		{"what is used is not deleted, and what is gone is not found", removal},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.test(t, u) }) {
@@ -88,7 +89,7 @@ func nothingYet(t *testing.T, u *user) {
 func imageIsFetched(t *testing.T, u *user) {
 	u.MustCLI("image", "create", "base", "--url", u.url+"/image.qcow2", "--checksum", u.image.SHA256, "--wait")
 	out := u.MustCLI("image", "show", "base")
-	for _, want := range []string{"State:", "ready", u.url, "64 MiB (67108864 bytes)", "Copy on disk", "test-node"} {
+	for _, want := range []string{"State:", "ready", u.url, "64 MiB (67108864 bytes)", "Copies:", "FROM", "test-node"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("image show lacks %q:\n%s", want, out)
 		}
@@ -237,6 +238,13 @@ func blockVolume(t *testing.T, u *user) {
 	if out := u.MustCLI("volume", "expand", "raw", "--size", "20Mi", "--staging-dir", u.staging); !strings.Contains(out, "20 MiB") {
 		t.Errorf("expand: %q", out)
 	}
+}
+
+func cleanup(t *testing.T, u *user) {
+	disk := strings.TrimSpace(u.MustCLI("disk", "ls", "-o", "name"))
+	u.refused(t, 5, []string{"needs 1 ready copies", "spec.minNumberOfCopies"}, "image", "cleanup", "base", "--disk", disk)
+	u.refused(t, 3, []string{"no copy on disk", disk}, "image", "cleanup", "base", "--disk", "nowhere")
+	u.refused(t, 2, []string{"--disk"}, "image", "cleanup", "base")
 }
 
 func removal(t *testing.T, u *user) {

@@ -111,6 +111,9 @@ func uploadAgain(t *testing.T, u *uploader) {
 	if out := u.MustCLI("image", "upload", u.raw, "--name", "raw"); !strings.Contains(out, "is this file") {
 		t.Errorf("again: %q", out)
 	}
+	if out := u.MustCLI("image", "upload", u.user.image.Path, "--name", "cow", "--checksum", u.user.image.SHA256); !strings.Contains(out, "is this file") {
+		t.Errorf("a QCOW2 file again: %q", out)
+	}
 	u.refused(t, 4, []string{"is not", "image rm"}, "image", "upload", u.user.image.Path, "--name", "raw")
 	u.refused(t, 2, []string{"--name"}, "image", "upload", u.raw)
 	u.refused(t, 2, []string{"no such file"}, "image", "upload", u.path("nowhere"), "--name", "nowhere")

@@ -9,13 +9,14 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/cmd/internal/program"
+	"plinth.dev/plinth/csi"
 )
 
 // volumeRequest is what the flags of `volume create` ask for.
 type volumeRequest struct {
-	name, image, size, class, fsType string
-	parameters                       []string
-	block                            bool
+	name, image, size, class, fsType, node string
+	parameters                             []string
+	block                                  bool
 }
 
 func newVolumeCreateCommand(c *cli) *cobra.Command {
@@ -40,8 +41,10 @@ func newVolumeCreateCommand(c *cli) *cobra.Command {
 	f.StringVar(&r.class, "storage-class", "", "`file` with a Kubernetes StorageClass whose parameters to use")
 	f.StringArrayVar(&r.parameters, "parameter", nil, "StorageClass parameter `key=value`; may be repeated; wins over the file's")
 	f.StringVar(&r.fsType, "fs-type", "", "filesystem `type` of an empty volume: ext4 (the default) or xfs")
+	f.StringVar(&r.node, "node", "", "`node` that the volume is on and is mounted at (default: the driver chooses)")
 	f.BoolVar(&r.block, "block", false, "the volume will be used as a block device, without a filesystem")
 	_ = cmd.RegisterFlagCompletionFunc("image", images.complete(c)) // fails only for a flag that is not there
+	_ = cmd.RegisterFlagCompletionFunc("node", nodes.complete(c))
 	return cmd
 }
 
@@ -88,6 +91,10 @@ func (r volumeRequest) csi() (*csispec.CreateVolumeRequest, error) {
 	}
 	if bytes > 0 {
 		request.CapacityRange = &csispec.CapacityRange{RequiredBytes: bytes}
+	}
+	if r.node != "" {
+		there := []*csispec.Topology{{Segments: map[string]string{csi.TopologyKey: r.node}}}
+		request.AccessibilityRequirements = &csispec.TopologyRequirement{Requisite: there, Preferred: there}
 	}
 	return request, nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,9 @@ func buildBinary() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := dependOnSources(root); err != nil {
+		return "", err
+	}
 	dir, err := binaryDir(root)
 	if err != nil {
 		return "", err
@@ -59,6 +63,21 @@ func buildBinary() (string, error) {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	return path, nil
+}
+
+// sourceFolders are those whose files the binaries are made of.
+var sourceFolders = []string{"cmd", "csi", "provisioner", "backingimage", "deploy"}
+
+// dependOnSources makes go's cache of test results see what the binaries are made of: a test of a process does not link
+// the code that it tests, and a folder that was listed is looked at before a result is taken from the cache.
+func dependOnSources(root string) error {
+	for _, folder := range sourceFolders {
+		err := filepath.WalkDir(filepath.Join(root, folder), func(_ string, _ fs.DirEntry, err error) error { return err })
+		if err != nil {
+			return fmt.Errorf("look at the sources: %w", err)
+		}
+	}
+	return nil
 }
 
 // binaryDir is this tree's own directory in the user's cache.

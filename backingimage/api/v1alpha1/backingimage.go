@@ -166,7 +166,8 @@ type BackingImageStatus struct {
 	// RealSize is what a copy occupies on a disk, in bytes.
 	// +optional
 	RealSize int64 `json:"realSize,omitempty"`
-	// Checksum is the SHA-512 of the source file, in hexadecimal; empty for an export, which has none.
+	// Checksum is the SHA-512 of the source file, in hexadecimal; empty for an export, which has none, and for an upload for which
+	// no checksum was given. What identifies an image is contentDigest.
 	// +optional
 	Checksum string `json:"checksum,omitempty"`
 	// ContentDigest is the BLAKE3 root over the raw content; the same for every copy, fixed by the first.

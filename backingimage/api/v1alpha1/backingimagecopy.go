@@ -22,6 +22,10 @@ type BackingImageCopySpec struct {
 	// when status.verifiedRequestTime is not before it.
 	// +optional
 	VerifyRequestedTime *metav1.MicroTime `json:"verifyRequestedTime,omitempty"`
+	// CleanupRequested asks for the copy to go now and not after the cleanup wait. The controller removes the copy, or, where
+	// the image needs it, takes the request back and says in status.message why.
+	// +optional
+	CleanupRequested bool `json:"cleanupRequested,omitempty"`
 }
 
 // BackingImageCopyStatus is what the agent found and does.
@@ -65,7 +69,7 @@ type BackingImageCopyStatus struct {
 	// RealSize is what the copy occupies, in bytes.
 	// +optional
 	RealSize int64 `json:"realSize,omitempty"`
-	// Checksum is the SHA-512 of the source file, in hexadecimal.
+	// Checksum is the SHA-512 of the source file, in hexadecimal; empty where there is none.
 	// +optional
 	Checksum string `json:"checksum,omitempty"`
 	// ContentDigest is the BLAKE3 root over the raw content.
@@ -77,6 +81,9 @@ type BackingImageCopyStatus struct {
 	// NextTryTime is when a failed copy will be tried again; absent when trying again cannot help.
 	// +optional
 	NextTryTime *metav1.Time `json:"nextTryTime,omitempty"`
+	// LastUsedTime is when a volume last was made from the copy, within a few minutes. The controller writes it.
+	// +optional
+	LastUsedTime *metav1.Time `json:"lastUsedTime,omitempty"`
 	// LastVerifiedTime is when all of the copy's bytes were last read and compared with the manifest; verifyResult says with what
 	// result.
 	// +optional

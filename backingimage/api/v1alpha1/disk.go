@@ -27,6 +27,29 @@ type DiskSpec struct {
 	EvictionRequested bool `json:"evictionRequested,omitempty"`
 }
 
+// OrphanKind is what an orphan is.
+type OrphanKind string
+
+const (
+	OrphanVolume OrphanKind = "volume" // reported, and never removed by machine: it may be the only copy of somebody's data
+	OrphanImage  OrphanKind = "image"  // a copy of an image; the agent is removing it, or its log says why it cannot
+)
+
+// MaxOrphans bounds status.orphans.
+const MaxOrphans = 1000
+
+// Orphan is a directory on a disk that no object describes.
+type Orphan struct {
+	Kind OrphanKind `json:"kind"`
+	// Name of the volume, or UID of the image.
+	Name string `json:"name"`
+	// Path of the directory on the disk's node.
+	Path string `json:"path"`
+	// UsedBytes are allocated to its files; what they share with others is counted in full.
+	// +optional
+	UsedBytes int64 `json:"usedBytes,omitempty"`
+}
+
 // DiskStatus is what the agent measured.
 type DiskStatus struct {
 	// CapacityBytes of the filesystem.
@@ -41,10 +64,11 @@ type DiskStatus struct {
 	// Pool is true when the disk is an XFS file, loop-mounted, because its directory cannot reflink.
 	// +optional
 	Pool bool `json:"pool,omitempty"`
-	// Orphans are volumes found on the disk that no object describes. They are reported, never deleted by machine.
+	// Orphans are files on the disk that no object describes.
 	// +optional
-	Orphans []string `json:"orphans,omitempty"`
-	// Conditions: Ready.
+	// +kubebuilder:validation:MaxItems=1000
+	Orphans []Orphan `json:"orphans,omitempty"`
+	// Conditions: Ready, Full.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -60,6 +84,7 @@ type DiskStatus struct {
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Path",type=string,JSONPath=`.spec.path`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Schedulable",type=boolean,JSONPath=`.spec.allowScheduling`
 // +kubebuilder:printcolumn:name="Capacity",type=integer,format=int64,JSONPath=`.status.capacityBytes`
 // +kubebuilder:printcolumn:name="Available",type=integer,format=int64,JSONPath=`.status.availableBytes`

@@ -68,9 +68,9 @@ func (c *BackingImageCopy) VerifyPending() bool {
 	return asked != nil && (answered == nil || answered.Time.Before(asked.Time))
 }
 
-// Schedulable reports whether users allow new copies and volumes on the node.
+// Schedulable reports whether new copies and volumes are allowed on the node.
 func (n *StorageNode) Schedulable() bool {
-	return n.DeletionTimestamp == nil && !n.Spec.EvictionRequested && (n.Spec.AllowScheduling == nil || *n.Spec.AllowScheduling)
+	return n.DeletionTimestamp == nil && !n.Spec.EvictionRequested && !n.Status.Cordoned && (n.Spec.AllowScheduling == nil || *n.Spec.AllowScheduling)
 }
 
 // Schedulable reports whether users allow new copies and volumes on the disk.

@@ -14,6 +14,46 @@ type StorageNodeSpec struct {
 	// EvictionRequested moves every copy away.
 	// +optional
 	EvictionRequested bool `json:"evictionRequested,omitempty"`
+	// Disks that the agent opens beside those of its --disk flags, and makes where there are none yet.
+	// +optional
+	// +listType=map
+	// +listMapKey=path
+	// +kubebuilder:validation:MaxItems=128
+	Disks []DiskWish `json:"disks,omitempty"`
+}
+
+// DiskWish asks a node's agent for a disk.
+type DiskWish struct {
+	// Path of the disk's directory on the node, absolute and without . and .. in it.
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^(/[^/]+)+$`
+	// +kubebuilder:validation:XValidation:rule="!self.contains('/../') && !self.contains('/./') && !self.endsWith('/..') && !self.endsWith('/.')",message="path: . and .. are not allowed in it"
+	Path string `json:"path"`
+	// PoolBytes is the size of the pool file that is made where the directory cannot reflink; 0 takes 80 % of the free space.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self == 0 || self >= 536870912",message="poolBytes: a pool has at least 536870912 bytes (512 MiB); 0 takes 80 % of the free space"
+	PoolBytes int64 `json:"poolBytes,omitempty"`
+	// Tags that the disk gets when it is registered for the first time.
+	// +optional
+	Tags []string `json:"tags,omitempty"`
+}
+
+// NodeDisk is what came of a disk that flags or users name.
+type NodeDisk struct {
+	// Path of the disk's directory on the node.
+	Path string `json:"path"`
+	// UUID of the disk that is open there; with a reason, of the one that was last.
+	// +optional
+	UUID string `json:"uuid,omitempty"`
+	// FromFlag is true when a --disk flag of the agent names it, which no user can take back.
+	// +optional
+	FromFlag bool `json:"fromFlag,omitempty"`
+	// Reason why it is not open, in a word.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Message why it is not open, with what to do.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // StorageNodeStatus is what the agent says of itself.
@@ -30,6 +70,14 @@ type StorageNodeStatus struct {
 	// LastHeartbeatTime is renewed every 20 s while the agent runs.
 	// +optional
 	LastHeartbeatTime metav1.Time `json:"lastHeartbeatTime,omitempty"`
+	// Disks that flags and spec.disks name, and what came of each.
+	// +optional
+	// +listType=map
+	// +listMapKey=path
+	Disks []NodeDisk `json:"disks,omitempty"`
+	// Cordoned is true while the node's Kubernetes Node is unschedulable: copies are moved away as for evictionRequested.
+	// +optional
+	Cordoned bool `json:"cordoned,omitempty"`
 	// Conditions: Ready.
 	// +optional
 	// +listType=map

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,23 +34,38 @@ const PoolBytes = 512 << 20
 // Wait bounds waiting for what takes milliseconds.
 const Wait = time.Minute
 
-// NodeName of the Machine.
+// NodeName of a Machine that has no other.
 const NodeName = "n1"
+
+// Heartbeat of a Machine.
+const Heartbeat = 200 * time.Millisecond
 
 // Part is something that runs until its context ends.
 type Part interface{ Run(context.Context) error }
 
-// Machine is an agent, the image controller and their store.
+// Machine is an agent, the image controller and their store. Several may share an API; then one is enough to run the controller.
 type Machine struct {
-	API   *rest.Config
-	Disks []*disk.Disk
-	Store *store.Store // a new one after each Start
-	// Credentials of images, and Exporter of volumes, from the next Start on; may be nil.
+	API      *rest.Config
+	NodeName string
+	Disks    []*disk.Disk // that were opened for it
+	Paths    []string     // of disks that the agent shall open
+	Set      *disk.Set    // what is open; a new one after each Start
+	Store    *store.Store // a new one after each Start
+	Agent    *node.Agent  // a new one after each Start
+	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
+	AgentOnly bool
+	// TakeOverAfter is node.Options.TakeOverAfter.
+	TakeOverAfter time.Duration
+	// Credentials of images, from the next Start on; may be nil.
 	Credentials credential.Store
-	Exporter    node.Exporter
-	Openers     map[string]node.Opener // of sources, from the next Start on; may be nil
 	// Tune changes the agent's options, from the next Start on; may be nil.
 	Tune func(*node.Options)
+	// Exporter makes what exports volumes of the disks that are open, from the next Start on; may be nil.
+	Exporter func(*disk.Set) node.Exporter
+	// Openers of sources, from the next Start on; may be nil.
+	Openers map[string]node.Opener
+	// Peering lets the agent give images to the others and get them from there; nil when it does not.
+	Peering *Peering
 	// More makes further parts to run beside them; may be nil.
 	More func(*store.Store) []Part
 
@@ -61,27 +77,74 @@ type Machine struct {
 // MustStart runs a Machine over a new API until the test ends.
 func MustStart(tb testing.TB, disks ...*disk.Disk) *Machine {
 	tb.Helper()
-	m := &Machine{tb: tb, API: embeddedtest.MustStart(tb), Disks: disks}
+	m := New(tb, embeddedtest.MustStart(tb), NodeName)
+	m.Disks = disks
 	m.Start()
 	return m
+}
+
+// New makes a Machine on an API that runs; it starts nothing.
+func New(tb testing.TB, api *rest.Config, name string) *Machine {
+	return &Machine{tb: tb, API: api, NodeName: name, stop: func() {}}
 }
 
 // Start runs the parts, as a process that starts would.
 func (m *Machine) Start() {
 	m.tb.Helper()
-	s, err := store.New(m.API, store.Options{})
+	a, ended := m.start()
+	registered := make(chan error, 1)
+	go func() { registered <- a.Registered(context.Background()) }()
+	select {
+	case <-registered:
+	case err := <-ended:
+		m.tb.Fatalf("the agent ended: %v", err)
+	}
+}
+
+// Failing starts the parts and returns the error with which the agent ends.
+func (m *Machine) Failing() error {
+	m.tb.Helper()
+	_, ended := m.start()
+	defer m.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(Wait):
+		m.tb.Fatal("the agent did not end")
+		return nil
+	}
+}
+
+// start runs the parts; ended gets the agent's error when it ends.
+func (m *Machine) start() (a *node.Agent, ended chan error) {
+	m.tb.Helper()
+	s, err := store.New(m.API, m.storeOptions())
 	must(m.tb, err)
+	m.Store = s
+	m.Set, err = disk.NewSet(m.Disks...)
+	must(m.tb, err)
+	var exporter node.Exporter
+	if m.Exporter != nil {
+		exporter = m.Exporter(m.Set)
+	}
 	options := node.Options{
 		Version: "test", Source: source.Options{AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-		Credentials: m.Credentials, Exporter: m.Exporter, Openers: m.Openers,
+		Credentials: m.Credentials, Exporter: exporter, Openers: m.Openers,
+		Disks: m.Paths, PoolBytes: PoolBytes, Heartbeat: Heartbeat, DiskAnswer: time.Second, TakeOverAfter: m.TakeOverAfter,
 		ProgressInterval: 50 * time.Millisecond, RetryBase: 200 * time.Millisecond, RetryMax: time.Second,
+	}
+	parts := []Part{s}
+	if m.Peering != nil {
+		parts = append(parts, m.Peering.start(m, s, &options))
 	}
 	if m.Tune != nil {
 		m.Tune(&options)
 	}
-	a, err := node.New(NodeName, s, m.Disks, options)
-	must(m.tb, err)
-	parts := []Part{s, a, controller.NewImages(s, controller.Options{Credentials: m.Credentials})}
+	a = node.New(m.NodeName, s, m.Set, options)
+	m.Agent = a
+	if !m.AgentOnly {
+		parts = append(parts, controller.NewImages(s, controller.Options{Credentials: m.Credentials}))
+	}
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)
 	}
@@ -92,14 +155,31 @@ func (m *Machine) Start() {
 	for _, part := range parts {
 		wg.Go(func() { _ = part.Run(ctx) })
 	}
-	m.Store = s
-	m.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	ended = make(chan error, 1)
+	wg.Go(func() { ended <- a.Run(ctx) })
+	m.stop = sync.OnceFunc(func() { cancel(); wg.Wait(); m.closeOwn() })
 	m.tb.Cleanup(m.stop)
-	must(m.tb, a.Registered(ctx))
+	return a, ended
 }
 
 // Stop ends the parts, as a process that stops would.
 func (m *Machine) Stop() { m.stop() }
+
+func (m *Machine) storeOptions() store.Options {
+	if m.AgentOnly {
+		return store.Options{NodeName: m.NodeName}
+	}
+	return store.Options{}
+}
+
+// closeOwn closes the disks that the agent has opened.
+func (m *Machine) closeOwn() {
+	for _, d := range m.Set.List() {
+		if m.Set.Remove(d); !slices.Contains(m.Disks, d) {
+			must(m.tb, d.Close(context.Background()))
+		}
+	}
+}
 
 // Logs are all that the parts logged.
 func (m *Machine) Logs() string {

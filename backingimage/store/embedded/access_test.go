@@ -70,7 +70,7 @@ func TestAccess(t *testing.T) {
 	t.Run("others can neither read the secrets nor reach etcd", func(t *testing.T) {
 		for path, want := range map[string]fs.FileMode{
 			".": fs.ModeDir | 0o700, "kubeconfig": 0o600, "control-plane": fs.ModeDir | 0o700,
-			"control-plane/token": 0o600, "control-plane/tls.pem": 0o600, "control-plane/etcd": fs.ModeDir | 0o700,
+			"control-plane/token": 0o600, "control-plane/join": fs.ModeDir | 0o700, "control-plane/join/api": 0o600, "control-plane/tls.pem": 0o600, "control-plane/etcd": fs.ModeDir | 0o700,
 		} {
 			info, err := os.Stat(filepath.Join(dir, path))
 			if err != nil || info.Mode() != want {

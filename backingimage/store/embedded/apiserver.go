@@ -16,9 +16,8 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apiserver/pkg/authentication/authenticatorfactory"
-	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/util/compatibility"
@@ -41,8 +40,10 @@ func (s *Server) startAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.address = listener.Addr().String()
-	crds, err := apiConfig(s.dir, s.RESTConfig(), s.address, s.compactEvery).Complete().New(genericapiserver.NewEmptyDelegate())
+	own, others := s.opts.places()
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	s.address, s.others = net.JoinHostPort(own, port), net.JoinHostPort(others, port)
+	crds, err := s.apiConfig().Complete().New(genericapiserver.NewEmptyDelegate())
 	if err != nil {
 		listener.Close()
 		return fmt.Errorf("build it: %w", err)
@@ -98,26 +99,26 @@ func (a *apiServer) close(ctx context.Context) error {
 	return nil
 }
 
-// apiConfig configures the server field by field; see the package comment for why. What is not set is off: admission,
+// apiConfig configures the server field by field; see the package comment for why. What is not set is off:
 // audit, priority and fairness, metrics, profiling, encryption at rest.
-func apiConfig(dir layout, client *rest.Config, address string, compactEvery time.Duration) *apiserver.Config {
+func (s *Server) apiConfig() *apiserver.Config {
+	client := s.RESTConfig()
 	generic := genericapiserver.NewRecommendedConfig(apiserver.Codecs)
-	generic.ExternalAddress = address
+	generic.ExternalAddress = s.others
 	generic.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
 	generic.MergedResourceConfig = apiserver.DefaultAPIResourceConfigSource()
 	generic.EnableIndex = false
 	generic.EnableMetrics = false
 	generic.EnableProfiling = false
 	generic.StorageObjectCountTracker = nil
-	generic.RESTOptionsGetter = newStorage(dir.socket, apiserver.Codecs.LegacyCodec(apiextensionsv1.SchemeGroupVersion), compactEvery)
+	generic.RESTOptionsGetter = newStorage(s.dir.socket, apiserver.Codecs.LegacyCodec(apiextensionsv1.SchemeGroupVersion), s.compactEvery)
 
 	// The server is its own client. It has a token of its own, which nobody else ever sees.
 	generic.LoopbackClientConfig = rest.CopyConfig(client)
 	generic.LoopbackClientConfig.BearerToken = rand.Text()
-	generic.Authentication.Authenticator = authenticatorfactory.NewFromTokens(map[string]*user.DefaultInfo{
-		client.BearerToken: {Name: "plinth", Groups: []string{user.AllAuthenticated, user.SystemPrivilegedGroup}},
-	}, nil)
-	generic.Authorization.Authorizer = authorizerfactory.NewAlwaysAllowAuthorizer()
+	generic.Authentication.Authenticator = bearertoken.New(tokens{owner: client.BearerToken, nodes: s.joining})
+	generic.Authorization.Authorizer = authorizer.AuthorizerFunc(authorize)
+	generic.AdmissionControl = ownObjects{}
 
 	// Without both, kubectl explain has nothing to show, and apply nothing to validate with.
 	names := openapinamer.NewDefinitionNamer(apiserver.Scheme)
@@ -130,7 +131,7 @@ func apiConfig(dir layout, client *rest.Config, address string, compactEvery tim
 	return &apiserver.Config{
 		GenericConfig: generic,
 		ExtraConfig: apiserver.ExtraConfig{
-			CRDRESTOptionsGetter: newStorage(dir.socket, unstructured.UnstructuredJSONScheme, compactEvery),
+			CRDRESTOptionsGetter: newStorage(s.dir.socket, unstructured.UnstructuredJSONScheme, s.compactEvery),
 			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, generic.LoopbackClientConfig, noop.NewTracerProvider()),
 		},
 	}

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"plinth.dev/plinth/backingimage/durable"
@@ -44,12 +45,20 @@ func (s *Server) loadCredentials(context.Context) error {
 	if err != nil {
 		return err
 	}
-	pair, certificate, err := loadCertificate(s.dir.tls, listenHost(s.opts.Listen), s.opts.Clock.Now())
+	pair, certificate, err := loadCertificate(s.dir.tls, s.hosts(), s.opts.Clock.Now())
 	if err != nil {
 		return err
 	}
 	s.credentials = credentials{token: token, certificate: certificate, pair: pair}
 	return nil
+}
+
+// hosts are the names by which clients call the server.
+func (s *Server) hosts() []string {
+	own, others := s.opts.places()
+	all := []string{own, others, "localhost", "127.0.0.1", "::1"}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func loadToken(path string) (string, error) {
@@ -68,16 +77,18 @@ func loadToken(path string) (string, error) {
 }
 
 // loadCertificate returns the key and certificate in the file, and makes new ones when they are missing, unreadable,
-// about to expire, or not for this host.
-func loadCertificate(path string, host net.IP, now time.Time) (tls.Certificate, []byte, error) {
+// about to expire, or not for these hosts. A key that is there stays, so that who knows the server by an older certificate goes on
+// trusting it for as long as that one lives.
+func loadCertificate(path string, hosts []string, now time.Time) (tls.Certificate, []byte, error) {
 	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return tls.Certificate{}, nil, fmt.Errorf("read certificate: %w", err)
 	}
-	if pair, err := tls.X509KeyPair(content, content); err == nil && usable(pair.Leaf, host, now) {
-		return pair, certificatePEM(pair), nil
+	old, err := tls.X509KeyPair(content, content)
+	if err == nil && usable(old.Leaf, hosts, now) {
+		return old, certificatePEM(old), nil
 	}
-	content, err = newCertificate(host, now)
+	content, err = newCertificate(old.PrivateKey, hosts, now)
 	if err != nil {
 		return tls.Certificate{}, nil, fmt.Errorf("make certificate: %w", err)
 	}
@@ -91,19 +102,28 @@ func loadCertificate(path string, host net.IP, now time.Time) (tls.Certificate, 
 	return pair, certificatePEM(pair), nil
 }
 
-func usable(c *x509.Certificate, host net.IP, now time.Time) bool {
-	return now.After(c.NotBefore) && now.Add(certificateRenew).Before(c.NotAfter) && c.VerifyHostname(host.String()) == nil
+func usable(c *x509.Certificate, hosts []string, now time.Time) bool {
+	for _, host := range hosts {
+		if c.VerifyHostname(host) != nil {
+			return false
+		}
+	}
+	return c.IsCA && now.After(c.NotBefore) && now.Add(certificateRenew).Before(c.NotAfter)
 }
 
 func certificatePEM(pair tls.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]})
 }
 
-// newCertificate returns a key and its self-signed certificate as one PEM file, so that one rename replaces both.
-func newCertificate(host net.IP, now time.Time) ([]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
+// newCertificate returns a key and its self-signed certificate as one PEM file, so that one rename replaces both. The key is the
+// old one if that is ours.
+func newCertificate(old any, hosts []string, now time.Time) ([]byte, error) {
+	key, ours := old.(*ecdsa.PrivateKey)
+	if !ours {
+		var err error
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, err
+		}
 	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
@@ -114,11 +134,17 @@ func newCertificate(host net.IP, now time.Time) ([]byte, error) {
 		Subject:               pkix.Name{CommonName: "plinth"},
 		NotBefore:             now.Add(-time.Hour), // a client's clock may be a little behind
 		NotAfter:              now.Add(certificateLife),
-		KeyUsage:              x509.KeyUsageDigitalSignature,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, // of later certificates of the same key
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,
-		DNSNames:              []string{"localhost"},
-		IPAddresses:           []net.IP{host, net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		IsCA:                  true,
+	}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, host)
+		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

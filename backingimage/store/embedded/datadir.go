@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"plinth.dev/plinth/backingimage/store/join"
 )
 
 // layout names what is in the data directory.
@@ -18,6 +20,7 @@ type layout struct {
 	private    string
 	lock       string
 	token      string
+	joining    string
 	tls        string
 	address    string
 	socket     string
@@ -43,6 +46,7 @@ func newLayout(dir string) (layout, error) {
 		private:    private,
 		lock:       filepath.Join(private, "lock"),
 		token:      filepath.Join(private, "token"),
+		joining:    join.DirectoryBelow(root),
 		tls:        filepath.Join(private, "tls.pem"),
 		address:    filepath.Join(private, "address"),
 		socket:     filepath.Join(private, "etcd.sock"),

@@ -7,14 +7,16 @@
 //	kubeconfig                  for kubectl and for "plinth node --kubeconfig"; readable by its owner only
 //	control-plane/              0700
 //	    lock                    held (flock) while a process serves this directory; contains its process ID
-//	    token                   the bearer token: whoever has it may do everything, nobody else may do anything
+//	    token                   the bearer token of who may do everything
+//	    join/                   the tokens of nodes, which may do little (see access.go), and how they get here (see package join)
 //	    tls.pem                 the server's key and self-signed certificate
 //	    address                 where the API listened last, so that a kubeconfig outlives a restart
 //	    etcd.sock, etcd/        etcd's only socket, and its data
 //	    etcd.unfinished         there while etcd makes its data for the first time
 //
 // etcd has one member and one client. It listens on the Unix socket alone: there is no peer listener, since no second
-// member can join, and no TCP port at all. The API listens on a loopback address with TLS.
+// member can join, and no TCP port at all. The API listens with TLS, on a loopback address unless it is told otherwise; who
+// has no token gets nothing at all.
 //
 // The API server is the generic one of k8s.io/apiserver, but neither its option structs nor its Run method are used:
 // they expect a cluster around them (delegated authentication, priority and fairness, a core informer), and Run ends
@@ -39,15 +41,19 @@ import (
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/store/join"
 )
 
 // Options of a Server.
 type Options struct {
 	// Dir is the data directory; required. It is created, 0700, when it is missing.
 	Dir string
-	// Listen is the API's address, host:port with a loopback host. Port 0 means the port of the last run if it is free,
-	// otherwise any. "" means 127.0.0.1:0.
+	// Listen is the API's address, host:port; the host is "localhost" or an IP address. Port 0 means the port of the last run
+	// if it is free, otherwise any. "" means 127.0.0.1:0.
 	Listen string
+	// Advertise is the host, an IP address or a DNS name, at which other machines reach the API. "" means the host of Listen;
+	// required when that is every address of the machine, and without meaning when it is a loopback address.
+	Advertise string
 	// CRDs has the definitions (*.yaml, anywhere in it) that Start installs, or updates when they differ. nil means none.
 	CRDs fs.FS
 	// Clock tells whether the certificate is about to expire. nil means the real one.
@@ -62,7 +68,7 @@ func (o *Options) validate() (layout, []*apiextensionsv1.CustomResourceDefinitio
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if err := validateListen(o.Listen); err != nil {
+	if err := validateListen(o.Listen, o.Advertise); err != nil {
 		return layout{}, nil, err
 	}
 	dir, err := newLayout(o.Dir)
@@ -86,7 +92,9 @@ type Server struct {
 	undo    []undo // what Stop must end, in the order it was begun
 
 	credentials credentials
-	address     string // where the API listens
+	address     string // where this process reaches the API, host:port
+	others      string // where others do
+	joining     *join.Directory
 	api         *apiServer
 
 	ended chan struct{} // closed when the server died or was stopped
@@ -106,7 +114,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{opts: o, dir: dir, crds: crds, compactEvery: compactEvery, ended: make(chan struct{})}, nil
+	return &Server{opts: o, dir: dir, crds: crds, compactEvery: compactEvery, joining: join.Open(dir.joining), ended: make(chan struct{})}, nil
 }
 
 // Start returns when the API answers, the CRDs are established and discovery shows them, and the kubeconfig is written.
@@ -130,6 +138,7 @@ func (s *Server) Start(ctx context.Context) error {
 		{"start etcd", s.startEtcd},
 		{"start the API server", s.startAPI},
 		{"install the resource definitions", s.installCRDs},
+		{"tell others how to join", s.announce},
 		{"write the kubeconfig", s.writeKubeconfig},
 	} {
 		began := time.Now()

@@ -10,6 +10,11 @@ import (
 	"plinth.dev/plinth/backingimage/durable"
 )
 
+// announce says how nodes of other machines join.
+func (s *Server) announce(context.Context) error {
+	return s.joining.Announce("https://"+s.others, s.credentials.certificate)
+}
+
 // writeKubeconfig is the last step of a start: who sees the file change may use it.
 func (s *Server) writeKubeconfig(context.Context) error {
 	const name = "plinth"

@@ -24,16 +24,16 @@ func TestOptions(t *testing.T) {
 		options embedded.Options
 		message []string
 	}{
-		"no directory":                {embedded.Options{}, []string{"data directory", "empty"}},
-		"path too long for a socket":  {embedded.Options{Dir: long}, []string{long + "/control-plane/etcd.sock", "145 bytes", "107", "at most 83 bytes"}},
-		"all interfaces":              {embedded.Options{Dir: "/x", Listen: "0.0.0.0:6443"}, []string{`"0.0.0.0:6443"`, "loopback", "127.0.0.1:6443"}},
-		"every address":               {embedded.Options{Dir: "/x", Listen: ":6443"}, []string{`":6443"`, "loopback"}},
-		"another machine":             {embedded.Options{Dir: "/x", Listen: "192.0.2.1:0"}, []string{`"192.0.2.1:0"`, "loopback"}},
-		"a name":                      {embedded.Options{Dir: "/x", Listen: "example.com:0"}, []string{`"example.com:0"`, "loopback"}},
-		"no port":                     {embedded.Options{Dir: "/x", Listen: "127.0.0.1"}, []string{`"127.0.0.1"`, "host:port"}},
-		"a port that is no number":    {embedded.Options{Dir: "/x", Listen: "127.0.0.1:http"}, []string{`"http"`, "port number"}},
-		"a file that is no CRD":       {embedded.Options{Dir: "/x", CRDs: file("a.yaml", "kind: Secret\napiVersion: v1\n")}, []string{"a.yaml", "Secret", "CustomResourceDefinition"}},
-		"a CRD with an unknown field": {embedded.Options{Dir: "/x", CRDs: file("a.yaml", "kind: CustomResourceDefinition\nspek: {}\n")}, []string{"a.yaml", "spek"}},
+		"no directory":                       {embedded.Options{}, []string{"data directory", "empty"}},
+		"path too long for a socket":         {embedded.Options{Dir: long}, []string{long + "/control-plane/etcd.sock", "145 bytes", "107", "at most 83 bytes"}},
+		"every address, and none for others": {embedded.Options{Dir: "/x", Listen: "0.0.0.0:6443"}, []string{`"0.0.0.0:6443"`, "every address", "others"}},
+		"no host, and none for others":       {embedded.Options{Dir: "/x", Listen: ":6443"}, []string{`":6443"`, "every address"}},
+		"a URL for others":                   {embedded.Options{Dir: "/x", Listen: ":6443", Advertise: "https://n1"}, []string{`"https://n1"`, "DNS name"}},
+		"a name":                             {embedded.Options{Dir: "/x", Listen: "example.com:0"}, []string{`"example.com:0"`, "IP address"}},
+		"no port":                            {embedded.Options{Dir: "/x", Listen: "127.0.0.1"}, []string{`"127.0.0.1"`, "host:port"}},
+		"a port that is no number":           {embedded.Options{Dir: "/x", Listen: "127.0.0.1:http"}, []string{`"http"`, "port number"}},
+		"a file that is no CRD":              {embedded.Options{Dir: "/x", CRDs: file("a.yaml", "kind: Secret\napiVersion: v1\n")}, []string{"a.yaml", "Secret", "CustomResourceDefinition"}},
+		"a CRD with an unknown field":        {embedded.Options{Dir: "/x", CRDs: file("a.yaml", "kind: CustomResourceDefinition\nspek: {}\n")}, []string{"a.yaml", "spek"}},
 	} {
 		t.Run(name+" is refused", func(t *testing.T) {
 			_, err := embedded.New(c.options)

@@ -7,16 +7,17 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/durable"
 )
 
-// validateListen refuses all but loopback addresses: the token in the kubeconfig is all that protects the API, and it
-// is written for this machine's users, not for a network.
-func validateListen(address string) error {
+// validateListen checks where the API listens, and that it can be told to others.
+func validateListen(address, advertise string) error {
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return invalid("API address %q: it is not host:port; give for example 127.0.0.1:0", address)
@@ -24,17 +25,40 @@ func validateListen(address string) error {
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return invalid("API address %q: %q is no port number; give 0 for any free port", address, port)
 	}
-	if ip := listenHost(address); ip == nil || !ip.IsLoopback() {
-		return invalid("API address %q: the embedded API listens on loopback addresses only; give for example 127.0.0.1:%s, and use a Kubernetes cluster's API for several machines", address, port)
+	ip := listenHost(address)
+	switch {
+	case ip == nil:
+		return invalid("API address %q: its host is no IP address; give for example 127.0.0.1:%s, or 0.0.0.0:%s with the address that others use", address, port, port)
+	case ip.IsUnspecified() && advertise == "":
+		return invalid("API address %q: it is every address of this machine; say with which of them others reach it", address)
+	case advertise != "" && net.ParseIP(advertise) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(advertise))) > 0:
+		return invalid("API address for others %q: it is neither an IP address nor a DNS name; give one, without a port", advertise)
 	}
 	return nil
 }
 
-// listenHost returns the address' host, nil when it is no IP address.
+// places are the hosts at which the API of these options is reached: by this process, and by others.
+func (o *Options) places() (own, others string) {
+	ip := listenHost(o.Listen)
+	switch {
+	case ip.IsUnspecified() && ip.To4() == nil:
+		return net.IPv6loopback.String(), o.Advertise
+	case ip.IsUnspecified():
+		return net.IPv4(127, 0, 0, 1).String(), o.Advertise
+	case ip.IsLoopback() || o.Advertise == "":
+		return ip.String(), ip.String()
+	}
+	return ip.String(), o.Advertise
+}
+
+// listenHost returns the address' host, nil when it is no IP address. No host is every address, as net.Listen has it.
 func listenHost(address string) net.IP {
 	host, _, _ := net.SplitHostPort(address)
-	if host == "localhost" {
+	switch host {
+	case "localhost":
 		return net.IPv4(127, 0, 0, 1)
+	case "":
+		return net.IPv6unspecified
 	}
 	return net.ParseIP(host)
 }
@@ -56,7 +80,8 @@ func listen(address, file string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	if err := durable.WriteFile(file, []byte(l.Addr().String()+"\n"), 0o600); err != nil {
+	_, port, _ = net.SplitHostPort(l.Addr().String()) // its host is not the one asked for when that is every address
+	if err := durable.WriteFile(file, []byte(net.JoinHostPort(host, port)+"\n"), 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("keep the address: %w", err)
 	}

@@ -7,7 +7,11 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/store/embedded"
@@ -15,12 +19,34 @@ import (
 
 // The rules of api/v1alpha1 as the API server applies them, with the messages that users get.
 func TestKinds(t *testing.T) {
-	c := mustClient(t, mustServe(t, embedded.Options{Dir: tempDir(t)}).RESTConfig())
+	s := mustServe(t, embedded.Options{Dir: tempDir(t)})
+	c := mustClient(t, s.RESTConfig())
+	t.Run("what is not served is not what is not there", func(t *testing.T) { testUnserved(t, c, s.RESTConfig()) })
 	t.Run("create", func(t *testing.T) { testCreate(t, c) })
 	t.Run("change", func(t *testing.T) { testChange(t, c) })
 	t.Run("defaults are filled in", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("status", func(t *testing.T) { testStatus(t, c) })
 	t.Run("field selectors", func(t *testing.T) { testFieldSelectors(t, c) })
+}
+
+// A server that starts answers 404 for kinds that it does not serve yet; whoever waits for an object must not take that for
+// its end.
+func testUnserved(t *testing.T, c *store.Client, cfg *rest.Config) {
+	_, err := c.Images.Get(t.Context(), "none", metav1.GetOptions{})
+	if err := store.Classify("get", "image", "none", err); !backingimage.Is(err, backingimage.NotFound) {
+		t.Errorf("an object that is not there: %v", err)
+	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.APIPath, cfg.GroupVersion = "/apis", &schema.GroupVersion{Group: v1alpha1.GroupVersion.Group, Version: "v1"}
+	cfg.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
+	unserved, err := rest.RESTClientFor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = unserved.Get().Resource("backingimages").Name("none").Do(t.Context()).Error()
+	if err := store.Classify("get", "image", "none", err); !backingimage.Is(err, backingimage.NotReady) {
+		t.Errorf("a version that is not served: %v", err)
+	}
 }
 
 func url(u v1alpha1.SourceParameter) func(*v1alpha1.BackingImageSpec) {
@@ -103,6 +129,12 @@ func testCreate(t *testing.T, c *store.Client) {
 			test.change(&i.Spec)
 			_, err := c.Images.Create(testContext(t), i, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			mustRefuse(t, err, test.message)
+		})
+	}
+	for _, name := range []string{"..", "../etc/passwd", "a/b", "Fedora", "ä", "a\u202eb", "a b", strings.Repeat("a", 300)} {
+		t.Run("the name "+name[:min(len(name), 20)]+" is refused", func(t *testing.T) {
+			_, err := c.Images.Create(testContext(t), image(name), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, "metadata.name")
 		})
 	}
 	t.Run("no copies at all is refused", func(t *testing.T) {

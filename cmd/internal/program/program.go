@@ -49,7 +49,7 @@ func Interruptible() context.Context {
 
 // ProcessFlags are flags that every command has.
 func ProcessFlags(flags *pflag.FlagSet, csiEndpoint *string, verbosity *int) {
-	flags.StringVar(csiEndpoint, "csi-endpoint", "unix:///run/plinth/csi.sock", "CSI `socket` that volume commands talk to, and that standalone serves")
+	flags.StringVar(csiEndpoint, "csi-endpoint", "unix:///run/plinth/csi.sock", "CSI `socket` that volume commands talk to, and that standalone and node serve")
 	flags.IntVarP(verbosity, "verbosity", "v", 0, "log `level`: 0 state changes, 2 steps, 4 why nothing was done, 5 payloads")
 }
 
@@ -82,9 +82,24 @@ func AtLeastOne(name string) cobra.PositionalArgs {
 	}
 }
 
+// AtMostOne checks that a command has no argument or one.
+func AtMostOne(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return UsageError(cmd, "unexpected argument %q after %s", args[1], name)
+		}
+		return nil
+	}
+}
+
 // SetVerbosity sets the level of klog, in every library too.
 func SetVerbosity(level int) error {
 	flags := flag.NewFlagSet("log", flag.ContinueOnError)
 	klog.InitFlags(flags)
 	return flags.Set("v", strconv.Itoa(level))
+}
+
+// FlagError is Invalid and names the flag.
+func FlagError(flag, format string, args ...any) error {
+	return backingimage.Errorf(backingimage.Invalid, "--"+flag+": "+format, args...)
 }

@@ -1,6 +1,6 @@
-// Package standalone joins the parts of a process that is everything on one machine: it is the only place where parts are
-// joined. It does not link the control plane, which is given to Run: the command's flags can so be told and checked by a
-// binary that does not carry it.
+// Package standalone joins the parts of a process that is everything on one machine: the node's (see package agent), and the
+// controllers and the API beside them. It does not link the control plane, which is given to Run: the command's flags can so be told and
+// checked by a binary that does not carry it.
 package standalone
 
 import (
@@ -9,31 +9,17 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
-	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/controller"
 	"plinth.dev/plinth/backingimage/credential"
-	"plinth.dev/plinth/backingimage/disk"
-	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
-	"plinth.dev/plinth/backingimage/transfer"
-	"plinth.dev/plinth/cmd/internal/program"
-	"plinth.dev/plinth/csi"
+	"plinth.dev/plinth/cmd/internal/agent"
 	"plinth.dev/plinth/provisioner"
-	"plinth.dev/plinth/provisioner/engine"
-	"plinth.dev/plinth/provisioner/engine/reflink"
 )
-
-// stopTimeout bounds a gentle stop.
-const stopTimeout = 20 * time.Second
 
 // API is the control plane that the process brings along.
 type API interface {
@@ -46,155 +32,65 @@ type API interface {
 	Kubeconfig() string // the path of a file with which others reach it
 }
 
+// APIConfig says where an API keeps its data and where it is found.
+type APIConfig struct {
+	DataDir   string
+	Listen    string // host:port
+	Advertise string // host at which others reach it when it listens beyond loopback; "": the one of Listen
+}
+
 // Run runs everything in this process until ctx ends or a part of it dies, and stops it in the opposite order: requests
 // first, then the loops and fetches, the disks, and last the API that all of them write to. newAPI makes the control plane.
-func Run(ctx context.Context, c Config, newAPI func(dataDir, listen string) (API, error), out io.Writer) (err error) {
-	api, err := newAPI(c.dataDir, c.apiListen)
+func Run(ctx context.Context, c Config, newAPI func(APIConfig) (API, error), out io.Writer) (err error) {
+	api, err := newAPI(APIConfig{DataDir: c.agent.DataDir, Listen: c.apiListen, Advertise: c.agent.AdvertiseHost()})
 	if err != nil {
 		return err
 	}
 	if err := api.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stopped(ctx, "control plane", api.Stop)) }()
-	disks, err := openDisks(ctx, c)
-	defer func() {
-		for _, d := range disks {
-			err = errors.Join(err, stopped(ctx, "disk "+d.Path(), d.Close))
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	parts, err := join(c, api.RESTConfig(), disks)
+	defer func() { err = errors.Join(err, agent.Stopped(ctx, "control plane", api.Stop)) }()
+	parts, err := join(c, api.RESTConfig())
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return died(ctx, "control plane", api.Wait) })
-	parts.run(ctx, group)
+	group.Go(func() error { return parts.agent.Run(ctx, parts.images, parts.nodes) })
 	group.Go(func() error {
-		if parts.ready(ctx) == nil {
-			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", c.csiEndpoint, api.Kubeconfig(), api.Kubeconfig())
+		if parts.agent.Ready(ctx) == nil {
+			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", c.agent.CSIEndpoint, api.Kubeconfig(), api.Kubeconfig())
 		}
 		return nil
 	})
 	return group.Wait()
 }
 
-// openDisks opens the disks of this machine. What it opened it returns, also beside an error.
-func openDisks(ctx context.Context, cfg Config) ([]*disk.Disk, error) {
-	var disks []*disk.Disk
-	for _, path := range cfg.disks {
-		d, err := disk.Open(ctx, path, disk.Options{PoolBytes: cfg.poolBytes})
-		if err != nil {
-			return disks, err
-		}
-		disks = append(disks, d)
-	}
-	return disks, nil
-}
-
 // parts are the running parts of a process, joined.
 type parts struct {
-	store   *store.Store
-	agent   *node.Agent
-	images  *controller.Images
-	volumes *provisioner.VolumeLoop
-	csi     *csi.Server
-	http    *httpServer
-	peers   *transfer.Server
+	agent  *agent.Agent
+	images *controller.Images
+	nodes  *controller.Nodes
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
-func join(cfg Config, api *rest.Config, disks []*disk.Disk) (*parts, error) {
+func join(cfg Config, api *rest.Config) (*parts, error) {
 	s, err := store.New(api, store.Options{})
 	if err != nil {
 		return nil, err
 	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(s))
-	metrics := newMetrics(registry)
-	secrets, err := credential.OpenDirectory(filepath.Join(cfg.dataDir, secretsDirectory))
+	secrets, err := credential.OpenDirectory(filepath.Join(cfg.agent.DataDir, agent.SecretsDirectory))
 	if err != nil {
 		return nil, err
 	}
-	engines := newEngines(disks)
-	cfg.agent.Metrics, cfg.agent.Exporter, cfg.agent.Credentials = node.NewMetrics(registry), engines, secrets
-	cfg.agent.Openers, cfg.provisioner.Credentials = cfg.Openers, secrets
-	peers, err := cfg.peers.open(cfg.agent.Limits.MaxSourceBytes)
+	cfg.agent.Node.Openers = cfg.Openers
+	cfg.provisioner.Credentials, cfg.images.Credentials = secrets, secrets
+	a, err := agent.New(cfg.agent, s, secrets, provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)})
 	if err != nil {
 		return nil, err
 	}
-	cfg.agent.Uploads, cfg.agent.Address, cfg.agent.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
-	agent, err := node.New(cfg.nodeName, s, disks, cfg.agent)
-	if err != nil {
-		return nil, err
-	}
-	p := &parts{store: s, agent: agent, images: controller.NewImages(s, controller.Options{Credentials: secrets}), volumes: provisioner.NewVolumeLoop(s, engines)}
-	p.csi, err = csi.New(csi.Options{
-		Endpoint: cfg.csiEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: p.readyNow,
-		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)},
-		Node:       provisioner.NewAttacher(cfg.nodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
-	})
-	if err != nil {
-		return nil, err
-	}
-	if p.peers, err = peers.server(s, disks, registry); err != nil {
-		return nil, err
-	}
-	p.http = newHTTPServer(cfg.httpListen, registry, p.ready)
-	return p, nil
-}
-
-// secretsDirectory is the directory of secrets below that of the data.
-const secretsDirectory = "secrets"
-
-// newEngines makes each disk's engine.
-func newEngines(disks []*disk.Disk) *provisioner.Engines {
-	byDisk := map[string]engine.Engine{}
-	for _, d := range disks {
-		byDisk[d.UUID()] = reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
-	}
-	return provisioner.NewEngines(byDisk)
-}
-
-// run starts every part under the group.
-func (p *parts) run(ctx context.Context, group *errgroup.Group) {
-	for _, part := range []interface{ Run(context.Context) error }{p.store, p.agent, p.images, p.volumes, p.csi, p.http, p.peers} {
-		group.Go(func() error { return part.Run(ctx) })
-	}
-}
-
-// ready returns when requests can be answered: the caches are full, this node is registered, and the socket is served.
-func (p *parts) ready(ctx context.Context) error {
-	if err := p.store.Synced(ctx); err != nil {
-		return err
-	}
-	if err := p.agent.Registered(ctx); err != nil {
-		return err
-	}
-	return p.csi.Serving(ctx)
-}
-
-// readyNow is ready without much of a wait: NotReady while this process starts.
-func (p *parts) readyNow() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	if err := p.ready(ctx); err != nil {
-		return backingimage.Errorf(backingimage.NotReady, "plinth is starting: %w", err)
-	}
-	return nil
-}
-
-// stopped runs one step of a stop within its time, whatever ended ctx, and names it in its error.
-func stopped(ctx context.Context, what string, stop func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	if err := stop(ctx); err != nil {
-		return fmt.Errorf("stop %s: %w", what, err)
-	}
-	return nil
+	a.Registry.MustRegister(newStateCollector(s))
+	return &parts{agent: a, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images)}, nil
 }
 
 // died waits for a part that should not end before ctx does.

@@ -7,6 +7,7 @@
 //   - an image exported from a volume of 10 GiB with 512 MiB of data, beside reading that data once; the bound is 2 s.
 //   - its resident memory while it imports 20 GiB beside a budget of 200 MiB, and how much that grows from the first third to
 //     the last.
+//   - the resident memory of an agent that joined it, idle with 200 copies, beside a budget of 60 MiB.
 //
 // One line for each comparison: name <TAB> ours <TAB> rival <TAB> ratio <TAB> bound.
 package main
@@ -36,7 +37,7 @@ func main() {
 	runs := flag.Int("runs", 21, "volumes to mount; the median counts")
 	importBytes := flag.Int64("import", 20*gib, "bytes to import while memory is watched")
 	uploadBytes := flag.Int64("upload", 2*gib, "bytes to upload")
-	only := flag.String("only", "", "measure only this: volumes, upload or memory")
+	only := flag.String("only", "", "measure only this: volumes, upload, export, memory or agent")
 	flag.Parse()
 	if err := run(context.Background(), *dir, *plinth, *only, *runs, *uploadBytes, *importBytes); err != nil {
 		fmt.Fprintln(os.Stderr, "standalone:", err)
@@ -63,6 +64,7 @@ func run(ctx context.Context, dir, plinth, only string, runs int, uploadBytes, i
 		{"upload", func() error { return measureUpload(p, uploadBytes) }},
 		{"export", func() error { return measureExport(ctx, p) }},
 		{"memory", func() error { return measureMemory(ctx, p, web, importBytes) }},
+		{"agent", func() error { return measureAgent(ctx, p, web) }},
 	} {
 		if only != "" && only != m.name {
 			continue
@@ -91,20 +93,9 @@ func start(parent, bin string) (*process, error) {
 		return nil, err
 	}
 	p := &process{dir: dir, bin: bin}
-	log, err := os.Create(p.path("log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	p.cmd = exec.Command(bin, "standalone", "--data-dir", p.path("data"), "--csi-endpoint", "unix://"+p.path("csi.sock"),
+	err = p.run("standalone", "--data-dir", p.path("data"), "--csi-endpoint", "unix://"+p.path("csi.sock"),
 		"--node-name", "bench", "--pool-size", "40Gi", "--allow-source-cidr", "127.0.0.0/8", "--over-provisioning", "10000")
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	if err := p.waitReady(); err != nil {
-		p.stop()
+	if err != nil {
 		return nil, err
 	}
 	p.conn, err = grpc.NewClient("unix://"+p.path("csi.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))

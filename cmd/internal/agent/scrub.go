@@ -1,4 +1,4 @@
-package standalone
+package agent
 
 import (
 	"time"
@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // scrubFlags say how copies are read again.
@@ -22,7 +23,7 @@ func (f *scrubFlags) add(flags *pflag.FlagSet) {
 // apply checks the flags and writes what they mean into an agent's options.
 func (f *scrubFlags) apply(o *node.Options) (err error) {
 	if f.interval <= 0 {
-		return flagError("scrub-interval", "%s is no interval; give e.g. 168h", f.interval)
+		return program.FlagError("scrub-interval", "%s is no interval; give e.g. 168h", f.interval)
 	}
 	o.ScrubInterval = f.interval
 	o.ScrubRate, err = sizeFlag("scrub-rate", f.rate, 1)

@@ -1,4 +1,4 @@
-package standalone
+package agent
 
 import (
 	"net"
@@ -10,8 +10,10 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // peerConfig is what the flags say of the HTTPS server.
@@ -20,20 +22,24 @@ type peerConfig struct {
 	advertise  string // host or host:port; "": where it listens
 	identity   string // directory of the agent's key
 	uploadIdle time.Duration
+	bandwidth  int64 // bytes a second; 0: no limit
 }
 
-func (f *flags) peerConfig(dataDir string) (peerConfig, error) {
+func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
 	p := peerConfig{listen: f.peerListen, advertise: f.advertiseAddress, identity: filepath.Join(dataDir, "agent"), uploadIdle: f.uploadIdle}
 	host, _, err := net.SplitHostPort(f.peerListen)
 	switch {
 	case err != nil:
-		return p, flagError("peer-listen", "%w; write host:port, e.g. 127.0.0.1:0", err)
+		return p, program.FlagError("peer-listen", "%w; write host:port, e.g. 127.0.0.1:0", err)
 	case p.advertise == "" && unspecified(host):
-		return p, flagError("advertise-address", "--peer-listen %s is every address of this machine; say with which of them others reach it", f.peerListen)
+		return p, program.FlagError("advertise-address", "--peer-listen %s is every address of this machine; say with which of them others reach it", f.peerListen)
 	case f.uploadIdle <= 0:
-		return p, flagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
+		return p, program.FlagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
 	}
-	return p, nil
+	if f.peerBandwidth != "" {
+		p.bandwidth, err = sizeFlag("peer-bandwidth", f.peerBandwidth, 1)
+	}
+	return p, err
 }
 
 func unspecified(host string) bool {
@@ -41,12 +47,22 @@ func unspecified(host string) bool {
 	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
+// AdvertiseHost is the host in --advertise-address, without a port; "" when the flag is not given.
+func (c *Config) AdvertiseHost() string {
+	if host, _, err := net.SplitHostPort(c.peers.advertise); err == nil {
+		return host
+	}
+	return c.peers.advertise
+}
+
 // peers are the HTTPS server's parts before it is made.
 type peers struct {
 	listener net.Listener
 	identity *transfer.Identity
 	uploads  *transfer.Uploads
+	shares   *fetch.Shares
 	address  string // for others
+	options  transfer.Options
 }
 
 // open makes the agent's key at the first start, and takes the port.
@@ -59,7 +75,11 @@ func (p peerConfig) open(maxUpload int64) (*peers, error) {
 	if err != nil {
 		return nil, backingimage.Errorf(backingimage.Invalid, "--peer-listen: %w", err)
 	}
-	return &peers{listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), address: p.address(l.Addr().String())}, nil
+	shares := fetch.NewShares()
+	return &peers{
+		listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), shares: shares,
+		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares},
+	}, nil
 }
 
 // address is what others are told, given where the server listens.
@@ -75,6 +95,8 @@ func (p peerConfig) address(listening string) string {
 }
 
 // server makes the HTTPS server.
-func (p *peers) server(s *store.Store, disks []*disk.Disk, r prometheus.Registerer) (*transfer.Server, error) {
-	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, transfer.Options{Metrics: transfer.NewMetrics(r)})
+func (p *peers) server(s *store.Store, disks *disk.Set, r prometheus.Registerer) (*transfer.Server, error) {
+	o := p.options
+	o.Metrics = transfer.NewMetrics(r)
+	return transfer.NewServer(p.listener, p.identity, s, disks, p.uploads, o)
 }

@@ -1,4 +1,5 @@
-package main
+// Package openers has the sources of images that are large to link: a binary that fetches nothing leaves them out.
+package openers
 
 import (
 	"context"
@@ -10,8 +11,8 @@ import (
 	"plinth.dev/plinth/backingimage/source/s3"
 )
 
-// openers of the sources that would add more than half to the size of a binary that fetches nothing.
-var openers = map[string]node.Opener{source.SchemeS3: openS3, source.SchemeOCI: openOCI}
+// All are by the scheme of the URL, as node.Options takes them.
+var All = map[string]node.Opener{source.SchemeS3: openS3, source.SchemeOCI: openOCI}
 
 func openS3(_ context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
 	return s3.New(parameters, o)

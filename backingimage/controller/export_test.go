@@ -1,0 +1,4 @@
+package controller
+
+// Summarize is summarize, for tests.
+var Summarize = summarize

@@ -1,0 +1,153 @@
+// Package agent joins the parts of a node: the agent with its disks, the loop that makes volumes, the CSI socket, the HTTPS
+// server of peers and uploads, and what monitors ask for. It is the one place where they are joined, for a process that is only a
+// node (`plinth node`) and for one that has the controllers and the API beside it (`plinth standalone`).
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/utils/clock"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/disk"
+	"plinth.dev/plinth/backingimage/node"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/program"
+	"plinth.dev/plinth/csi"
+	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/engine"
+	"plinth.dev/plinth/provisioner/engine/reflink"
+)
+
+// Agent is a node's parts, joined.
+type Agent struct {
+	// Registry takes the metrics of what else the process runs.
+	Registry *prometheus.Registry
+	// Address is where others reach the HTTPS server, host:port.
+	Address string
+
+	store   *store.Store
+	disks   *disk.Set
+	node    *node.Agent
+	volumes *provisioner.VolumeLoop
+	csi     *csi.Server
+	http    *httpServer
+	peers   *transfer.Server
+}
+
+// New makes the parts and gives each what it needs of the others. It takes the port of the HTTPS server, and nothing runs yet.
+// secrets are those that images name. controller is what the CSI socket serves beside the node; nil for nothing.
+func New(cfg Config, s *store.Store, secrets credential.Reader, controller provisioner.Controller) (*Agent, error) {
+	disks, err := disk.NewSet() // the agent opens them
+	if err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	peers, err := cfg.peers.open(cfg.Node.Limits.MaxSourceBytes)
+	if err != nil {
+		return nil, err
+	}
+	engines := newEngines(disks)
+	o := cfg.Node
+	o.Metrics, o.Exporter, o.Credentials = node.NewMetrics(registry), engines, secrets
+	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
+	o.Identity, o.Shares = peers.identity, peers.shares
+	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
+	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines)}
+	metrics := newMetrics(registry)
+	a.csi, err = csi.New(csi.Options{
+		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: a.readyNow, Controller: controller,
+		Node: provisioner.NewAttacher(cfg.NodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.peers, err = peers.server(s, disks, registry); err != nil {
+		return nil, err
+	}
+	a.http = newHTTPServer(cfg.httpListen, registry, a.Ready)
+	return a, nil
+}
+
+// newEngines makes each disk's engine when it is needed.
+func newEngines(disks *disk.Set) *provisioner.Engines {
+	return provisioner.NewEngines(disks, func(d *disk.Disk) engine.Engine {
+		return reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
+	})
+}
+
+// metrics of calls.
+type metrics struct {
+	rpcSeconds       *prometheus.HistogramVec
+	stageWaitSeconds prometheus.Histogram
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		rpcSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "plinth_csi_rpc_seconds", Help: "Duration of CSI calls, by method and gRPC code.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
+		}, []string{"method", "code"}),
+		stageWaitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "plinth_stage_wait_seconds", Help: "Time that staging a volume waited for its data.", Buckets: prometheus.ExponentialBuckets(0.001, 5, 10),
+		}),
+	}
+	r.MustRegister(m.rpcSeconds, m.stageWaitSeconds)
+	return m
+}
+
+// part runs until its context ends.
+type part interface{ Run(context.Context) error }
+
+// Run runs the parts, and others beside them that use the same store, until ctx ends or one of them fails; then it closes
+// the disks.
+func (a *Agent) Run(ctx context.Context, others ...part) error {
+	group, running := errgroup.WithContext(ctx)
+	for _, p := range append([]part{a.store, a.node, a.volumes, a.csi, a.http, a.peers, memory{}}, others...) {
+		group.Go(func() error { return p.Run(running) })
+	}
+	err := group.Wait()
+	return errors.Join(err, Stopped(ctx, "disks", a.disks.Close))
+}
+
+// Ready returns when requests can be answered: the caches are full, this node is registered, and the socket is served.
+func (a *Agent) Ready(ctx context.Context) error {
+	if err := a.store.Synced(ctx); err != nil {
+		return err
+	}
+	if err := a.node.Registered(ctx); err != nil {
+		return err
+	}
+	return a.csi.Serving(ctx)
+}
+
+// readyNow is Ready without much of a wait: NotReady while this process starts.
+func (a *Agent) readyNow() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := a.Ready(ctx); err != nil {
+		return backingimage.Errorf(backingimage.NotReady, "plinth is starting: %w", err)
+	}
+	return nil
+}
+
+// stopTimeout bounds a gentle stop.
+const stopTimeout = 20 * time.Second
+
+// Stopped runs one step of a stop within its time, whatever ended ctx, and names it in its error.
+func Stopped(ctx context.Context, what string, stop func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := stop(ctx); err != nil {
+		return fmt.Errorf("stop %s: %w", what, err)
+	}
+	return nil
+}
