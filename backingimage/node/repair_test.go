@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -194,4 +195,22 @@ func TestPeersAreAskedBeforeTheSource(t *testing.T) {
 		t.Errorf("%d chunks, status %+v", peer.gave.Load(), s)
 	}
 	m.mustBeWhole(t, 0, i, w.Content)
+}
+
+func TestACopyIsRepairedFromAnotherNode(t *testing.T) {
+	c := mustCluster(t, 2)
+	c[1].Start()
+	w := nodetest.NewWeb(t, 16<<20)
+	c[0].CreateImage("image", w.URL, "", 2)
+	i := c[0].UntilReady("image", "2/2")
+	w.Fail.Store(true)
+	for _, on := range c {
+		m := &rotting{on, map[string]time.Time{}}
+		m.flip(t, 0, i, 1, 5<<20)
+		m.verify(t, 0, i)
+		if s := m.untilVerified(t, 0, i); s.State != v1alpha1.CopyReady || !strings.Contains(s.VerifyResult, "from a peer") {
+			t.Errorf("on %s it is %+v", on.NodeName, s)
+		}
+		m.mustBeWhole(t, 0, i, w.Content)
+	}
 }
