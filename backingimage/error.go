@@ -46,7 +46,7 @@ func Errorf(kind Kind, format string, args ...any) error {
 }
 
 func (e *Error) Error() string { return e.err.Error() }
-func (e *Error) Unwrap() error { return errors.Unwrap(e.err) }
+func (e *Error) Unwrap() error { return e.err }
 
 // KindOf returns the Kind of the outermost Error in err's chain, Internal when there is none.
 func KindOf(err error) Kind {

@@ -124,7 +124,11 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 			return err
 		}
 		log.Info("Cloning backing image", "volume", v.Name, "backingImage", v.Spec.Image.Name)
-		return e.Clone(ctx, volume, engine.From{Image: v.Spec.Image.UID})
+		err := e.Clone(ctx, volume, engine.From{Image: v.Spec.Image.UID})
+		if backingimage.Is(err, backingimage.NotFound) { // the agent makes it anew
+			return backingimage.Errorf(backingimage.NotReady, "the copy of backing image %s on this disk is gone, and is made anew: %w", v.Spec.Image.Name, err)
+		}
+		return err
 	}
 	log.Info("Creating empty volume", "volume", v.Name)
 	return e.Create(ctx, volume)

@@ -218,6 +218,30 @@ func TestDecisions(t *testing.T) {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, from(v1alpha1.SourceUpload), originOf("a", "d2"), used("d2", 0)),
 			decision{demote: "d2", state: v1alpha1.CopyReady},
 		},
+		"a copy that is being repaired is waited for": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, rotten("d1", v1alpha1.CopyInProgress)),
+			decision{says: "chunk 3 is damaged", state: v1alpha1.CopyInProgress},
+		},
+		"an upload whose only copy is being repaired is not lost": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, from(v1alpha1.SourceUpload), rotten("d1", v1alpha1.CopyInProgress)),
+			decision{says: "chunk 3 is damaged", state: v1alpha1.CopyInProgress},
+		},
+		"an upload whose only copy nobody can repair says which bytes are lost, and keeps the rest": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, from(v1alpha1.SourceUpload), rotten("d1", v1alpha1.CopyFailed)),
+			decision{says: "chunk 3 is damaged", state: v1alpha1.CopyFailed},
+		},
+		"with another that is ready a damaged copy is repaired, and is the origin no more": {
+			then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), known, rotten("d1", v1alpha1.CopyInProgress)),
+			decision{demote: "d1", state: v1alpha1.CopyReady},
+		},
+		"with another that is ready a copy that nobody can repair is made anew": {
+			then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), known, rotten("d1", v1alpha1.CopyFailed)),
+			decision{delete: "d1", state: v1alpha1.CopyReady},
+		},
+		"a damaged copy that is the only one is not evicted before another is ready": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), known, rotten("d1", v1alpha1.CopyInProgress), evictDisk("d1")),
+			decision{create: "d2", state: v1alpha1.CopyEvicting},
+		},
 		"a disk with too little room gets no copy": {
 			then(copies(2), disks("d1/n1/10", "d2/n2/90"), ready("d1"), room("d2", 100, 15), imageBytes(10)),
 			decision{says: "no room on disk d2: 15 B are free, 10 B must stay free (10 %) after the image's 10 B", state: v1alpha1.CopyReady},

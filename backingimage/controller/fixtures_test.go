@@ -146,6 +146,16 @@ func ready(disks ...string) func(*controller.State) {
 	}
 }
 
+// rotten makes a ready copy, the origin, one of which bytes have rotted: in progress while it is repaired, failed when nobody can.
+func rotten(disk string, is v1alpha1.CopyState) func(*controller.State) {
+	return func(s *controller.State) {
+		each(s.Copies, onDisk(disk), func(c *v1alpha1.BackingImageCopy) {
+			c.Spec.Origin, c.Status.State, c.Status.BadChunks = true, is, []int64{3}
+			c.Status.Reason, c.Status.Message = backingimage.Corrupt.String(), "chunk 3 is damaged"
+		})
+	}
+}
+
 // known makes the image one that was ready.
 func known(s *controller.State) { s.Image.Status.ContentDigest = "digest" }
 

@@ -25,7 +25,7 @@ func (p *planner) stranded() string {
 }
 
 // lost says why an image that was ready cannot come back by itself, with what to do; "" when it can. It can while a copy is
-// ready, or is waited for, or is being made.
+// ready, or is waited for, or is being made. A damaged one that can be reached says itself which bytes are lost.
 func (p *planner) lost() string {
 	why := p.stranded()
 	if why == "" {
@@ -33,7 +33,8 @@ func (p *planner) lost() string {
 	}
 	where := ""
 	for _, c := range p.copies {
-		if c.standing == sound || c.standing == uncertain || c.standing == coming && c.Status.BytesDone > 0 {
+		switch {
+		case c.standing == sound, c.standing == uncertain, c.standing == coming && c.Status.BytesDone > 0, c.standing <= stuck && c.damaged():
 			return ""
 		}
 		if c.wasReady() {

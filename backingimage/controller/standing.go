@@ -51,6 +51,10 @@ func (c *placed) wasReady() bool {
 	return c.Status.State == v1alpha1.CopyReady || c.Status.ContentDigest != ""
 }
 
+// damaged reports whether a copy was ready, and bytes of it are known to have rotted since. It is coming while its agent repairs it,
+// and what is left of it may be all that there is.
+func (c *placed) damaged() bool { return len(c.Status.BadChunks) > 0 && !c.foreign }
+
 // note finds where each copy stands, and what shall be written down of that.
 func (p *planner) note() {
 	for _, c := range p.copies {

@@ -168,6 +168,8 @@ func conditions(s State, d Decision, status *v1alpha1.BackingImageStatus) {
 		set(v1alpha1.ConditionReady, false, "NoCopy", cmp.Or(d.Short, "no copy has been made yet"))
 	case d.best.standing == failed:
 		set(v1alpha1.ConditionReady, false, cmp.Or(d.best.Status.Reason, backingimage.Internal.String()), d.best.Status.Message)
+	case d.best.away == "" && d.best.damaged():
+		set(v1alpha1.ConditionReady, false, backingimage.Corrupt.String(), d.best.Status.Message)
 	case status.State == v1alpha1.CopyUnknown:
 		set(v1alpha1.ConditionReady, false, "Unreachable", message(d))
 	default:

@@ -11,6 +11,7 @@ const (
 	ImageFile    = "image.raw"        // in an image's directory: the raw, sparse content
 	ManifestFile = "manifest"         // in an image's directory: chunk digests
 	CopyFile     = "copy.json"        // in an image's directory: what the copy is
+	DamagedFile  = "damaged"          // in an image's directory, while chunks of the content are known to be damaged: which
 	VolumeFile   = "volume.raw"       // in a volume's directory: the content
 	VolumeRecord = "volume.json"      // in a volume's directory: what the volume is
 )

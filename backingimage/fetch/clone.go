@@ -20,13 +20,16 @@ import (
 // the two share their blocks, and no byte is read; to another disk of this machine the content is copied, each chunk compared
 // with the manifest. What is known of the other's source file is true of the clone as well.
 //
-// Errors: NotReady when from holds no whole copy (any more); Corrupt when the other's source file has another checksum than
+// Errors: NotReady when from holds no whole copy (any more), or one that is known to be damaged; Corrupt when the other's source file has another checksum than
 // the job asks for; Unsupported when that cannot be found out; Full; those of CopyLocal and of ctx.
 func Clone(ctx context.Context, from string, job NearJob, report func(Progress)) (Result, error) {
 	return near(ctx, job, report, "clone", func(staged staging, want source.Checksum, progress *meter) (Result, *manifest.Manifest, error) {
 		record, m, err := load(from)
 		if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Corrupt) {
 			err = backingimage.Errorf(backingimage.NotReady, "its copy in %s is gone or damaged, and is made anew: %w", from, err)
+		}
+		if err == nil {
+			err = undamaged(from)
 		}
 		if err == nil {
 			err = sameFile(ctx, from, record.Result, want, job.Source)

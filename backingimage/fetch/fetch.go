@@ -35,6 +35,11 @@
 //
 // The directory then holds the content, its manifest, and a Record that says what the copy is; all is on disk. Load reads such
 // a directory, Verify reads all its bytes again, CopyLocal makes another one from it on another disk.
+//
+// # Damaged
+//
+// Chunks that a disk gives otherwise than the manifest has them are named in a file beside the copy (MarkDamaged). While that is there
+// nothing is made of the copy. Repair writes exactly those chunks anew, and takes each off the list when it was read again and is right.
 package fetch
 
 import (

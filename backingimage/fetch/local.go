@@ -16,7 +16,7 @@ import (
 )
 
 // CopyLocal makes a copy from a finished one on another disk of this machine. Every chunk is compared with the manifest
-// on its way: a damaged one is Corrupt and says which. to is a staging directory as of Job.Dir; a killed CopyLocal is
+// on its way: a damaged one is Corrupt and says which; damage that is known already is NotReady. to is a staging directory as of Job.Dir; a killed CopyLocal is
 // begun anew by the next.
 func CopyLocal(ctx context.Context, from, to string, report func(Progress)) (Result, error) {
 	progress := newMeter(clock.RealClock{}, report)
@@ -33,6 +33,9 @@ func CopyLocal(ctx context.Context, from, to string, report func(Progress)) (Res
 
 func copyLocal(ctx context.Context, from, to string, progress *meter) (Result, error) {
 	record, m, err := load(from)
+	if err == nil {
+		err = undamaged(from)
+	}
 	if err != nil {
 		return Result{}, err
 	}

@@ -15,6 +15,7 @@ const (
 	Copying     = "copying"     // Bytes of the content; CopyLocal
 	Receiving   = "receiving"   // Bytes of the content's data, without what is zero; FromPeers
 	Verifying   = "verifying"   // Bytes of the content; Verify, and FromPeers where something is there already
+	Repairing   = "repairing"   // Bytes of chunks; Repair
 )
 
 // Progress is how far a step is.

@@ -56,18 +56,26 @@ func load(dir string) (Record, *manifest.Manifest, error) {
 	if err != nil {
 		return Record{}, nil, err
 	}
-	info, err := os.Stat(filepath.Join(dir, disk.ImageFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return Record{}, nil, damaged(dir, "its content %s is gone", disk.ImageFile)
-	}
-	if err != nil {
-		return Record{}, nil, fmt.Errorf("load copy: %w", err)
-	}
-	if info.Size() != record.VirtualBytes || !info.Mode().IsRegular() {
-		return Record{}, nil, damaged(dir, "its content %s has %d bytes, not %d", disk.ImageFile, info.Size(), record.VirtualBytes)
+	if err := checkContent(dir, record); err != nil {
+		return Record{}, nil, err
 	}
 	m, err := readManifest(dir, record)
 	return record, m, err
+}
+
+// checkContent checks that the content is there and has its size.
+func checkContent(dir string, record Record) error {
+	info, err := os.Stat(filepath.Join(dir, disk.ImageFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return damaged(dir, "its content %s is gone", disk.ImageFile)
+	}
+	if err != nil {
+		return fmt.Errorf("load copy: %w", err)
+	}
+	if info.Size() != record.VirtualBytes || !info.Mode().IsRegular() {
+		return damaged(dir, "its content %s has %d bytes, not %d", disk.ImageFile, info.Size(), record.VirtualBytes)
+	}
+	return nil
 }
 
 // ReadRecord reads the record of a finished copy and nothing else: see Load for what it means.

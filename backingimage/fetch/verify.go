@@ -34,9 +34,22 @@ func (e *BadChunks) Error() string {
 	return "chunks differ from the manifest: " + strings.Join(list, ", ")
 }
 
+// ScrubOptions of a Scrub; the zero value reads as fast as it goes.
+type ScrubOptions struct {
+	// Pace is called before so many bytes are read, from two goroutines, and returns when they may be; its error ends the Scrub.
+	Pace func(ctx context.Context, bytes int64) error
+	// Found is called with each bad chunk as soon as it is found, one at a time; its error ends the Scrub.
+	Found func(chunk int64) error
+}
+
 // Verify reads all bytes of a finished copy again, from the disk and not from memory, and compares them with the
 // manifest. Chunks that differ or cannot be read are Corrupt, named by a *BadChunks. Errors of Load come first.
 func Verify(ctx context.Context, dir string, report func(Progress)) error {
+	return Scrub(ctx, dir, ScrubOptions{}, report)
+}
+
+// Scrub is Verify with options.
+func Scrub(ctx context.Context, dir string, o ScrubOptions, report func(Progress)) error {
 	_, m, err := load(dir)
 	if err != nil {
 		return err
@@ -48,7 +61,7 @@ func Verify(ctx context.Context, dir string, report func(Progress)) error {
 	defer f.Close()
 	progress := newMeter(clock.RealClock{}, report)
 	progress.step(Verifying, 0, m.Bytes())
-	bad, err := verifyContent(ctx, f, m, progress)
+	bad, err := o.verifyContent(ctx, f, m, progress)
 	if err != nil {
 		return fmt.Errorf("verify copy in %s: %w", dir, err)
 	}
@@ -59,20 +72,30 @@ func Verify(ctx context.Context, dir string, report func(Progress)) error {
 	return nil
 }
 
-func verifyContent(ctx context.Context, f *os.File, m *manifest.Manifest, progress *meter) ([]int64, error) {
+func (o ScrubOptions) verifyContent(ctx context.Context, f *os.File, m *manifest.Manifest, progress *meter) ([]int64, error) {
 	var mu sync.Mutex
 	var bad []int64
 	err := eachChunk(ctx, m, func(index int64, buffer []byte) error {
 		offset, length := m.Span(index)
 		progress.at(offset)
-		good, err := verifyChunk(f, m.Digest(index), buffer[:length], offset)
-		if err != nil {
+		want := m.Digest(index)
+		if want.IsZero() && isHole(f, offset, length) {
+			return nil
+		}
+		if o.Pace != nil {
+			if err := o.Pace(ctx, length); err != nil {
+				return err
+			}
+		}
+		good, err := verifyChunk(f, want, buffer[:length], offset)
+		if err != nil || good {
 			return err
 		}
-		if !good {
-			mu.Lock()
-			defer mu.Unlock()
-			bad = append(bad, index)
+		mu.Lock()
+		defer mu.Unlock()
+		bad = append(bad, index)
+		if o.Found != nil {
+			return o.Found(index)
 		}
 		return nil
 	})
@@ -82,13 +105,10 @@ func verifyContent(ctx context.Context, f *os.File, m *manifest.Manifest, progre
 
 // verifyChunk compares one chunk. What the disk refuses to give (EIO) is as bad as what it gives wrong.
 func verifyChunk(f *os.File, want manifest.Digest, chunk []byte, offset int64) (good bool, err error) {
-	if want.IsZero() && isHole(f, offset, int64(len(chunk))) {
-		return true, nil
-	}
 	dropCache(f, offset, int64(len(chunk)))
 	defer dropCache(f, offset, int64(len(chunk)))
 	_, err = f.ReadAt(chunk, offset)
-	if errors.Is(err, unix.EIO) || errors.Is(err, io.EOF) {
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EBADMSG) || errors.Is(err, io.EOF) {
 		return false, nil
 	}
 	if err != nil {

@@ -6,6 +6,10 @@
 // an object without a copy on disk gets one; an object that already has one is reported ready, whoever made it.
 //
 // Disks come and go while the agent runs: see keeper.
+//
+// Disks forget. Ready copies are read again from time to time (see scrubs), a chunk that differs from the manifest is marked beside the
+// copy before anything else is done about it, and is written anew from the nearest who has it (see repair). While there is a mark
+// nothing is made of the copy. A copy whose files are gone is made anew.
 package node
 
 import (
@@ -53,6 +57,9 @@ type Options struct {
 	Heartbeat        time.Duration      // default 20 s
 	DiskAnswer       time.Duration      // how long a disk may take to say how it is before it counts as hung; default 10 s
 	TakeOverAfter    time.Duration      // how long a node must be silent before a disk of its may be taken over; default 3 heartbeats
+	Peers            ChunkSource        // of images' chunks, for repairs; other nodes' agents by default, where there is an Identity
+	ScrubInterval    time.Duration      // how often every ready copy is read again; default 168 h
+	ScrubRate        int64              // how fast, in bytes per second, unless somebody asked for it; default 50 MB/s
 	ProgressInterval time.Duration      // least time between two progress reports of a fetch; default 2 s
 	RetryBase        time.Duration      // wait after the first failed fetch; doubles; default 1 min
 	RetryMax         time.Duration      // default 5 min
@@ -79,6 +86,12 @@ func (o Options) withDefaults() Options {
 	if o.ProgressInterval == 0 {
 		o.ProgressInterval = 2 * time.Second
 	}
+	if o.ScrubInterval == 0 {
+		o.ScrubInterval = 7 * 24 * time.Hour
+	}
+	if o.ScrubRate == 0 {
+		o.ScrubRate = 50_000_000
+	}
 	if o.RetryBase == 0 {
 		o.RetryBase = time.Minute
 	}
@@ -103,6 +116,7 @@ type Agent struct {
 	options Options
 	loop    *reconcile.Loop
 	fetches *fetches
+	scrubs  *scrubs
 
 	registered chan struct{} // closed when the node and its disks are
 }
@@ -112,7 +126,11 @@ func New(name string, s *store.Store, disks *disk.Set, o Options) *Agent {
 	a := &Agent{name: name, store: s, disks: disks, options: o.withDefaults(), registered: make(chan struct{})}
 	a.loop = reconcile.New("copies", a, reconcile.Options{Clock: a.options.Clock})
 	a.fetches = newFetches(a.options.MaxFetches)
-	a.keeper = newKeeper(name, s, disks, a.options, a.stopFetches)
+	a.scrubs = newScrubs()
+	if a.options.Peers == nil && a.options.Identity != nil {
+		a.options.Peers = a
+	}
+	a.keeper = newKeeper(name, s, disks, a.options, a.stopWork)
 	return a
 }
 
@@ -144,8 +162,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.loop.Run(ctx) })
 	group.Go(func() error { return a.heartbeats(ctx) })
+	group.Go(func() error { return a.scrubAll(ctx) })
 	group.Go(func() error { return a.keeper.Run(ctx) })
 	err := group.Wait()
+	a.scrubs.stopAll()
 	a.fetches.stopAll()
 	return err
 }
@@ -163,6 +183,9 @@ func (a *Agent) Registered(ctx context.Context) error {
 // copyChanged looks again at the copy, and at the copies of its image that may have waited for it.
 func (a *Agent) copyChanged(c *v1alpha1.BackingImageCopy) {
 	a.loop.Enqueue(c.Name)
+	if c.VerifyPending() {
+		a.scrubs.wake()
+	}
 	if c.Status.State == v1alpha1.CopyReady {
 		a.wake(c.Spec.ImageUID)
 	}
@@ -207,14 +230,16 @@ func (a *Agent) lookAt(ctx context.Context, uuid string) {
 	}
 }
 
-// stopFetches ends the fetches to a disk, and returns, if asked to wait, when they have ended.
-func (a *Agent) stopFetches(d *disk.Disk, wait bool) {
-	for _, name := range a.fetches.names() {
-		if _, uuid, _ := v1alpha1.ParseCopyName(name); uuid != d.UUID() {
-			continue
-		}
-		if a.fetches.cancel(name); wait {
-			a.fetches.stop(name)
+// stopWork ends the fetches to a disk and the verifications on it, and returns, if asked to wait, when they have ended.
+func (a *Agent) stopWork(d *disk.Disk, wait bool) {
+	for _, work := range []*fetches{a.fetches, a.scrubs.fetches} {
+		for _, name := range work.names() {
+			if _, uuid, _ := v1alpha1.ParseCopyName(name); uuid != d.UUID() {
+				continue
+			}
+			if work.cancel(name); wait {
+				work.stop(name)
+			}
 		}
 	}
 }

@@ -34,17 +34,59 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 	if a.fetches.running(name) {
 		return 0, nil
 	}
-	record, err := fetch.Load(d.Layout().Image(uid))
-	if err == nil {
-		return 0, a.adopt(ctx, c, d, record)
+	record, bad, err := a.inspect(ctx, c, d)
+	if trouble := d.Usable(); err != nil && trouble != nil { // it went meanwhile: the copy is where the disk is
+		return 0, a.diskTroubled(ctx, c, trouble)
 	}
-	if !backingimage.Is(err, backingimage.NotFound) {
+	switch {
+	case err == nil && len(bad) == 0:
+		return 0, a.adopt(ctx, c, d, record)
+	case err == nil:
+		return a.beginRepair(ctx, name, d, record, bad)
+	}
+	if !backingimage.Is(err, backingimage.NotFound) && !backingimage.Is(err, backingimage.Corrupt) {
+		return 0, a.unreadable(ctx, c, err)
+	}
+	a.scrubs.stop(name)
+	a.scrubs.complete.Delete(name)
+	a.scrubs.unread.Delete(name)
+	if err := a.lost(ctx, c, err); err != nil {
+		return 0, err
+	}
+	if backingimage.Is(err, backingimage.Corrupt) {
 		klog.FromContext(ctx).Error(err, "Copy is damaged; removing it to make it anew", "backingImage", c.Spec.Image)
-		if err := a.removeFiles(d, uid); err != nil {
-			return 0, fmt.Errorf("remove damaged copy: %w", err)
-		}
+	}
+	if err := d.Layout().Remove(d.Layout().Image(uid)); err != nil { // what is staged stays: the fetch goes on with it
+		return 0, fmt.Errorf("remove damaged copy: %w", err)
 	}
 	return a.begin(ctx, name, d)
+}
+
+// unreadable says at a copy that it cannot be looked at. Its files stay: that they are damaged nobody knows.
+func (a *Agent) unreadable(ctx context.Context, c *v1alpha1.BackingImageCopy, why error) error {
+	if backingimage.Is(why, backingimage.Unsupported) && c.Status.State != v1alpha1.CopyFailed {
+		return a.failed(ctx, c.Name, why)
+	}
+	if len(c.Status.BadChunks) > 0 {
+		why = fmt.Errorf("%s; %w", damageText(c.Status.BadChunks), why)
+		if err := a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { s.Message = why.Error() }); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("look at copy: %w", why)
+}
+
+// lost says at a copy that was there why it is no more, so that nobody counts on it.
+func (a *Agent) lost(ctx context.Context, c *v1alpha1.BackingImageCopy, why error) error {
+	if c.Status.State != v1alpha1.CopyReady && len(c.Status.BadChunks) == 0 {
+		return nil
+	}
+	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) {
+		s.State, s.Reason, s.Progress, s.BadChunks = v1alpha1.CopyPending, backingimage.KindOf(why).String(), 0, nil
+		s.Attempts, s.NextTryTime = 0, nil // those were of a repair
+		s.ContentDigest = ""               // which would say that there is something to come back
+		s.Message = "is made anew: " + why.Error()
+	})
 }
 
 // remove removes a copy's files. That there is no object is asked of the API server: the cache does not know yet what came with a
@@ -58,6 +100,7 @@ func (a *Agent) remove(ctx context.Context, name string, d *disk.Disk) error {
 		return err
 	}
 	a.fetches.stop(name)
+	a.scrubs.stop(name)
 	uid, _, _ := v1alpha1.ParseCopyName(name)
 	if err := a.removeFiles(d, uid); err != nil {
 		a.keeper.poke()
@@ -101,24 +144,11 @@ func (a *Agent) adopt(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk
 	return a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { ready(s, record.Result) })
 }
 
-// begin starts a fetch, unless it has to wait or cannot help. It asks the API server, not the cache: how the last fetch
-// ended may not have come back yet.
+// begin starts a fetch, unless it has to wait or cannot help.
 func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Duration, error) {
-	c, err := a.store.Copies.Live(ctx, name)
-	if err != nil {
-		return 0, backingimage.IgnoreNotFound(err)
-	}
-	if c.Final() {
-		return 0, nil
-	}
-	if c.Status.State == v1alpha1.CopyFailed {
-		if wait := c.Status.NextTryTime.Sub(a.options.Clock.Now()); wait > 0 {
-			return wait, nil
-		}
-	}
-	image, ok := a.store.Images.Get(c.Spec.Image)
-	if !ok || string(image.UID) != c.Spec.ImageUID {
-		return 0, nil // the controller is about to delete the copy; its images' change brings us back
+	c, image, wait, err := a.due(ctx, name)
+	if c == nil || image == nil {
+		return wait, err
 	}
 	run, waits, err := a.plan(ctx, c, d, image)
 	if err != nil {
@@ -131,6 +161,28 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 		return 0, nil
 	}
 	return waitRetry, a.report(ctx, c.Name, func(s *v1alpha1.BackingImageCopyStatus) { s.State, s.Message = v1alpha1.CopyPending, waits })
+}
+
+// due returns a copy that is to be tried now, and its image; neither, and how long to wait, when it is not. It asks the API server,
+// not the cache: how the last try ended may not have come back yet.
+func (a *Agent) due(ctx context.Context, name string) (c *v1alpha1.BackingImageCopy, image *v1alpha1.BackingImage, wait time.Duration, err error) {
+	c, err = a.store.Copies.Live(ctx, name)
+	if err != nil {
+		return nil, nil, 0, backingimage.IgnoreNotFound(err)
+	}
+	if c.Final() {
+		return nil, nil, 0, nil
+	}
+	if c.Status.State == v1alpha1.CopyFailed {
+		if wait := c.Status.NextTryTime.Sub(a.options.Clock.Now()); wait > 0 {
+			return nil, nil, wait, nil
+		}
+	}
+	image, ok := a.store.Images.Get(c.Spec.Image)
+	if !ok || string(image.UID) != c.Spec.ImageUID {
+		return nil, nil, 0, nil // the controller is about to delete the copy; its images' change brings us back
+	}
+	return c, image, 0, nil
 }
 
 // waitRetry is how often a copy that waits for another looks again, should it miss the other's end.
@@ -158,7 +210,8 @@ func (a *Agent) report(ctx context.Context, name string, change func(*v1alpha1.B
 func ready(s *v1alpha1.BackingImageCopyStatus, r fetch.Result) {
 	*s = v1alpha1.BackingImageCopyStatus{
 		State: v1alpha1.CopyReady, Progress: 100, Warning: r.Warning, ResolvedSource: r.Resolved, Format: r.Format, Size: r.SourceBytes, VirtualSize: r.VirtualBytes, RealSize: r.RealBytes,
-		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastUsedTime: s.LastUsedTime, LastVerifiedTime: s.LastVerifiedTime, LastStateTransitionTime: s.LastStateTransitionTime,
+		Checksum: r.Checksum, ContentDigest: r.ContentDigest, LastStateTransitionTime: s.LastStateTransitionTime, LastUsedTime: s.LastUsedTime,
+		LastVerifiedTime: s.LastVerifiedTime, VerifiedRequestTime: s.VerifiedRequestTime, VerifyResult: s.VerifyResult,
 	}
 }
 

@@ -25,10 +25,7 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for _, other := range a.disks.List() {
 		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())); ok && other != d && near.Status.State == v1alpha1.CopyReady {
-			from := other.Layout().Image(c.Spec.ImageUID)
-			return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
-				return fetch.CopyLocal(ctx, from, staged, report)
-			}, "", nil
+			return a.copyOf(near, other, staged), "", nil
 		}
 	}
 	if run, waits, is, err := a.fromPeers(ctx, c, d, image); is {
@@ -37,6 +34,20 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if !c.Spec.Origin {
 		return nil, "waits for the image's first copy, which another disk is making", nil
 	}
+	return a.planSource(ctx, c, d, image)
+}
+
+// copyOf is an attempt at making a copy of a ready one on another disk. Damage that it finds there is marked.
+func (a *Agent) copyOf(from *v1alpha1.BackingImageCopy, on *disk.Disk, staged string) attempt {
+	dir := on.Layout().Image(from.Spec.ImageUID)
+	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+		result, err := fetch.CopyLocal(ctx, dir, staged, report)
+		return result, a.suspected(ctx, from.Name, dir, err)
+	}
+}
+
+// planSource says how a copy is made of what the image itself is made of.
+func (a *Agent) planSource(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
 	if run, waits, is, err := a.near(ctx, c, d, image); is {
 		return run, waits, err
 	}
@@ -94,7 +105,7 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 		log.Error(err, "Cannot report the fetch")
 	}
 	began := a.options.Clock.Now()
-	meter := newMeter(a.options.Clock, a.options.ProgressInterval, func(s func(*v1alpha1.BackingImageCopyStatus)) {
+	meter := newMeter(a.options.Clock, a.options.ProgressInterval, inProgress, func(s func(*v1alpha1.BackingImageCopyStatus)) {
 		if err := a.report(ctx, name, s); err != nil && ctx.Err() == nil {
 			log.Error(err, "Cannot report progress")
 		}
@@ -110,7 +121,10 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 		return
 	case err == nil:
 		a.options.Metrics.fetched(a.options.Clock.Since(began))
-		err = a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) { ready(s, result) })
+		err = a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
+			ready(s, result)
+			s.LastVerifiedTime, s.VerifyResult = nil, "" // those were of another file
+		})
 	default:
 		a.options.Metrics.fetchFailed(backingimage.KindOf(err))
 		err = a.failed(ctx, name, err)

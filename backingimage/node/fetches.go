@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"k8s.io/klog/v2"
+
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
 // fetches are the goroutines that make copies, by copy name, at most max at once beside those that wait for people.
@@ -63,6 +65,18 @@ func (f *fetches) running(name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.byID[name] != nil
+}
+
+// onDisk reports whether a fetch that does not wait for people runs to a disk.
+func (f *fetches) onDisk(uuid string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, r := range f.byID {
+		if _, disk, _ := v1alpha1.ParseCopyName(name); disk == uuid && !r.waits {
+			return true
+		}
+	}
+	return false
 }
 
 // finish takes a fetch off the list; its own goroutine calls it last.

@@ -16,6 +16,7 @@ import (
 type meter struct {
 	clock    clock.WithTicker
 	interval time.Duration
+	describe description
 	write    func(func(*v1alpha1.BackingImageCopyStatus))
 
 	mu      sync.Mutex
@@ -27,8 +28,11 @@ type meter struct {
 	done   chan struct{}
 }
 
-func newMeter(c clock.WithTicker, interval time.Duration, write func(func(*v1alpha1.BackingImageCopyStatus))) *meter {
-	m := &meter{clock: c, interval: interval, write: write, urgent: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+// description writes progress, at a rate in bytes per second, into a copy's status.
+type description func(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64)
+
+func newMeter(c clock.WithTicker, interval time.Duration, describe description, write func(func(*v1alpha1.BackingImageCopyStatus))) *meter {
+	m := &meter{clock: c, interval: interval, describe: describe, write: write, urgent: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	go m.run()
 	return m
 }
@@ -71,7 +75,7 @@ func (m *meter) run() {
 		m.mu.Unlock()
 		if changed {
 			rate := speed.observe(m.clock.Now(), p.Step, p.Bytes)
-			m.write(func(s *v1alpha1.BackingImageCopyStatus) { inProgress(s, p, rate) })
+			m.write(func(s *v1alpha1.BackingImageCopyStatus) { m.describe(s, p, rate) })
 		}
 	}
 }
@@ -85,6 +89,12 @@ func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64
 	if p.Trouble != "" {
 		s.Message, rate = p.Step+" is interrupted, and will go on by itself: "+p.Trouble, 0
 	}
+	count(s, p, rate)
+	s.Format, s.Size, s.VirtualSize = p.Format, max(p.SourceBytes, 0), max(p.VirtualBytes, 0)
+}
+
+// count writes the numbers of a step.
+func count(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64) {
 	s.BytesDone, s.BytesTotal, s.BytesPerSecond = p.Bytes, max(p.Total, 0), rate
 	s.Progress, s.ETASeconds = 0, 0
 	if p.Total > 0 {
@@ -93,7 +103,6 @@ func inProgress(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64
 			s.ETASeconds = (p.Total - p.Bytes + rate - 1) / rate
 		}
 	}
-	s.Format, s.Size, s.VirtualSize = p.Format, max(p.SourceBytes, 0), max(p.VirtualBytes, 0)
 }
 
 // speedometer measures bytes per second over about the last ten seconds of one step.

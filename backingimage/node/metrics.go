@@ -17,6 +17,9 @@ type Metrics struct {
 	retries      *prometheus.CounterVec
 	fetchSeconds prometheus.Histogram
 	failures     *prometheus.CounterVec
+	scrubbed     prometheus.Counter
+	badChunks    prometheus.Counter
+	repairs      *prometheus.CounterVec
 }
 
 // NewMetrics makes the agent's metrics and registers them; r may be nil.
@@ -40,9 +43,18 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plinth_fetch_failures_total", Help: "Fetches that ended in an error, by its kind.",
 		}, []string{"kind"}),
+		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plinth_scrubbed_bytes_total", Help: "Bytes of ready copies that were read again and compared with their manifests.",
+		}),
+		badChunks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "plinth_bad_chunks_total", Help: "Chunks of copies on this node that were found damaged.",
+		}),
+		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plinth_repaired_chunks_total", Help: "Chunks of copies on this node that were written anew, by where they came from.",
+		}, []string{"from"}),
 	}
 	if r != nil {
-		r.MustRegister(m.transitions, m.sourceBytes, m.peerBytes, m.retries, m.fetchSeconds, m.failures)
+		r.MustRegister(m.transitions, m.sourceBytes, m.peerBytes, m.retries, m.fetchSeconds, m.failures, m.scrubbed, m.badChunks, m.repairs)
 	}
 	return m
 }
@@ -55,4 +67,10 @@ func (m *Metrics) fetched(took time.Duration) {
 
 func (m *Metrics) fetchFailed(kind backingimage.Kind) {
 	m.failures.WithLabelValues(kind.String()).Inc()
+}
+
+func (m *Metrics) repaired(mended map[string][]int64) {
+	for from, chunks := range mended {
+		m.repairs.WithLabelValues(from).Add(float64(len(chunks)))
+	}
 }

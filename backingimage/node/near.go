@@ -45,26 +45,27 @@ func (a *Agent) planClone(ctx context.Context, c *v1alpha1.BackingImageCopy, d *
 	if of.DeletionTimestamp != nil {
 		return nil, "", backingimage.Errorf(backingimage.Precondition, "%s: image %s is being deleted; clone another image", v1alpha1.ParameterBackingImage, name)
 	}
-	from, ready := a.readyCopy(string(of.UID), c.Spec.DiskUUID)
-	if !ready {
+	near, from := a.readyCopy(string(of.UID), c.Spec.DiskUUID)
+	if near == nil {
 		waits, err := a.waitsForImage(of)
 		return nil, waits, err
 	}
 	job := a.nearJob(c, d, image, "image "+name, fmt.Sprintf("image %s with UID %s", name, of.UID))
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
-		return fetch.Clone(ctx, from, job, report)
+		result, err := fetch.Clone(ctx, from, job, report)
+		return result, a.suspected(ctx, near.Name, from, err)
 	}, "", nil
 }
 
-// readyCopy is the directory of an image's ready copy on a disk, or else on another one of this node.
-func (a *Agent) readyCopy(imageUID, preferred string) (dir string, ready bool) {
+// readyCopy is an image's ready copy on a disk, or else on another one of this node, and its directory; nil when there is none.
+func (a *Agent) readyCopy(imageUID, preferred string) (near *v1alpha1.BackingImageCopy, dir string) {
 	for _, d := range a.disks.List() {
 		c, ok := a.store.Copies.Get(v1alpha1.CopyName(imageUID, d.UUID()))
-		if ok && c.Status.State == v1alpha1.CopyReady && (!ready || d.UUID() == preferred) {
-			dir, ready = d.Layout().Image(imageUID), true
+		if ok && c.Status.State == v1alpha1.CopyReady && (near == nil || d.UUID() == preferred) {
+			near, dir = c, d.Layout().Image(imageUID)
 		}
 	}
-	return dir, ready
+	return near, dir
 }
 
 // waitsForImage says what a clone waits for; an error when it would wait in vain.

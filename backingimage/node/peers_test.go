@@ -146,6 +146,8 @@ func TestAReceiverGoesOnWithWhoHasAPart(t *testing.T) {
 	c[0].Peering.Advertise = func(string) string { return "127.0.0.1:1" } // it comes back without its server
 	c[0].Stop()
 	c[0].Start()
+	fromEach := func(of int) float64 { return c[of].Peering.Count(t, "plinth_peer_served_bytes_total") }
+	until(t, "each has given something to the other", func() bool { return fromEach(1) > 0 && fromEach(2) > 0 })
 	// What one of them has, the other gets; what neither has, both wait for, and say so.
 	until(t, "both say what they wait for", func() bool {
 		said := 0

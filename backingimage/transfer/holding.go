@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"plinth.dev/plinth/backingimage"
@@ -18,16 +19,25 @@ import (
 type holding struct {
 	record fetch.Record
 	dir    string       // of a finished copy
+	bad    []int64      // its chunks that are known to be damaged
 	share  *fetch.Share // of the other
 }
 
-// holding finds it; a finished copy comes first. NotFound.
+// holding finds it; a finished copy comes first, one without known damage before others. A copy whose damage cannot be told is
+// none: nothing of it may be given. NotFound.
 func (s *Server) holding(uid string) (holding, error) {
+	var damaged holding
 	for _, d := range s.disks.List() {
-		dir := d.Layout().Image(uid)
-		if record, err := fetch.ReadRecord(dir); err == nil {
-			return holding{record: record, dir: dir}, nil
+		found, err := finished(d.Layout().Image(uid))
+		if err == nil && len(found.bad) == 0 {
+			return found, nil
 		}
+		if err == nil && damaged.dir == "" {
+			damaged = found
+		}
+	}
+	if damaged.dir != "" {
+		return damaged, nil
 	}
 	if s.options.Shares != nil {
 		if share, ok := s.options.Shares.Get(uid); ok {
@@ -35,6 +45,16 @@ func (s *Server) holding(uid string) (holding, error) {
 		}
 	}
 	return holding{}, backingimage.Errorf(backingimage.NotFound, "this node has no ready copy of the image; ask another")
+}
+
+// finished is the finished copy in a directory.
+func finished(dir string) (holding, error) {
+	record, err := fetch.ReadRecord(dir)
+	if err != nil {
+		return holding{}, err
+	}
+	bad, err := fetch.Damage(dir)
+	return holding{record: record, dir: dir, bad: bad}, err
 }
 
 // tag is the ETag of its content and of its manifest, which the content digest names.
@@ -75,7 +95,7 @@ func (h holding) data(header string) (file, error) {
 	return h.share.Open()
 }
 
-// chunks are those that are here.
+// chunks are those that are here and can be given.
 func (h holding) chunks() manifest.Bitmap {
 	if h.share != nil {
 		return h.share.Chunks()
@@ -83,7 +103,9 @@ func (h holding) chunks() manifest.Bitmap {
 	count := (h.record.VirtualBytes + manifest.ChunkBytes - 1) / manifest.ChunkBytes
 	all := manifest.NewBitmap(count)
 	for i := range count {
-		all.Set(i)
+		if !slices.Contains(h.bad, i) {
+			all.Set(i)
+		}
 	}
 	return all
 }

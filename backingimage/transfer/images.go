@@ -23,6 +23,9 @@ const choiceHeader = "Plinth-Choice"
 // serveData answers with the content of a copy, or with ranges of it.
 func (s *Server) serveData(w http.ResponseWriter, r *http.Request) {
 	s.serveFile(w, r, func(h holding) (file, error) {
+		if err := h.intact(r.Header.Get("Range")); err != nil {
+			return nil, err
+		}
 		if peer := callOf(r.Context()).peer; peer != "" && h.share == nil {
 			first, end, ok := chunkRange(r.Header.Get("Range"), h.record.VirtualBytes)
 			if ok && !s.given.give(h.record.ImageUID, peer, first, end, r.Header.Get(choiceHeader) != "") {
@@ -40,7 +43,8 @@ func (s *Server) serveFile(rw http.ResponseWriter, r *http.Request, open func(ho
 	if err == nil {
 		f, err = open(h)
 	}
-	if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Busy) {
+	switch backingimage.KindOf(err) {
+	case backingimage.NotFound, backingimage.Busy, backingimage.Conflict:
 		http.Error(rw, err.Error(), httpStatus(err))
 		return
 	}

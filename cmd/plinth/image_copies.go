@@ -61,6 +61,9 @@ func copyMessage(i *v1alpha1.BackingImage, c *v1alpha1.BackingImageCopy, now tim
 	if c.Status.State == v1alpha1.CopyFailed {
 		message += fmt.Sprintf(" (failed attempts: %d; next try: %s)", c.Status.Attempts, nextTryText(c, now))
 	}
+	if c.Status.VerifyResult != "" && message == "" {
+		message = "the last verification found: " + c.Status.VerifyResult
+	}
 	return message
 }
 

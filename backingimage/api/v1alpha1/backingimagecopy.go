@@ -18,6 +18,10 @@ type BackingImageCopySpec struct {
 	// Origin is set on the one copy that fetches from the image's source; the others copy from it.
 	// +optional
 	Origin bool `json:"origin,omitempty"`
+	// VerifyRequestedTime is when somebody last asked for all of the copy to be read and compared with its manifest. It is done
+	// when status.verifiedRequestTime is not before it.
+	// +optional
+	VerifyRequestedTime *metav1.MicroTime `json:"verifyRequestedTime,omitempty"`
 	// CleanupRequested asks for the copy to go now and not after the cleanup wait. The controller removes the copy, or, where
 	// the image needs it, takes the request back and says in status.message why.
 	// +optional
@@ -80,9 +84,20 @@ type BackingImageCopyStatus struct {
 	// LastUsedTime is when a volume last was made from the copy, within a few minutes. The controller writes it.
 	// +optional
 	LastUsedTime *metav1.Time `json:"lastUsedTime,omitempty"`
-	// LastVerifiedTime is when the copy's bytes were last read and agreed with the manifest.
+	// LastVerifiedTime is when all of the copy's bytes were last read and compared with the manifest; verifyResult says with what
+	// result.
 	// +optional
 	LastVerifiedTime *metav1.Time `json:"lastVerifiedTime,omitempty"`
+	// VerifiedRequestTime is the spec.verifyRequestedTime that the last verification answers.
+	// +optional
+	VerifiedRequestTime *metav1.MicroTime `json:"verifiedRequestTime,omitempty"`
+	// VerifyResult says in a sentence what the last verification found and what came of it.
+	// +optional
+	VerifyResult string `json:"verifyResult,omitempty"`
+	// BadChunks are the chunks, of 2 MiB each and counted from 0, that are known to be damaged; the first 64 of them. The copy is
+	// not cloned while there are any.
+	// +optional
+	BadChunks []int64 `json:"badChunks,omitempty"`
 	// +optional
 	LastStateTransitionTime metav1.Time `json:"lastStateTransitionTime,omitempty"`
 	// +optional

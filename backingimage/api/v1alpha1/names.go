@@ -62,6 +62,12 @@ func (c *BackingImageCopy) Final() bool {
 	return c.Status.State == CopyFailed && c.Status.NextTryTime == nil
 }
 
+// VerifyPending reports whether a verification was asked for that has not been answered.
+func (c *BackingImageCopy) VerifyPending() bool {
+	asked, answered := c.Spec.VerifyRequestedTime, c.Status.VerifiedRequestTime
+	return asked != nil && (answered == nil || answered.Time.Before(asked.Time))
+}
+
 // Schedulable reports whether new copies and volumes are allowed on the node.
 func (n *StorageNode) Schedulable() bool {
 	return n.DeletionTimestamp == nil && !n.Spec.EvictionRequested && !n.Status.Cordoned && (n.Spec.AllowScheduling == nil || *n.Spec.AllowScheduling)

@@ -110,6 +110,19 @@ func MustImage(tb testing.TB, d *disk.Disk, uid string, fill func(f *os.File)) {
 	tb.Cleanup(func() { must(tb, d.RemoveImage(uid)) }) // immutable files would outlive the temporary directory
 }
 
+// MustUnseal makes the files of a copy changeable, and removable by anybody, as a person could who means it.
+func MustUnseal(tb testing.TB, d *disk.Disk, uid string) {
+	tb.Helper()
+	entries, err := os.ReadDir(d.Layout().Image(uid))
+	must(tb, err)
+	for _, e := range entries {
+		f, err := os.Open(filepath.Join(d.Layout().Image(uid), e.Name()))
+		must(tb, err)
+		defer f.Close()
+		must(tb, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0))
+	}
+}
+
 // Devices returns the loop devices whose files are on the filesystem of a directory. That must be one that the test made: none
 // are returned for the filesystem of temporary directories, where other programs' files are.
 func Devices(tb testing.TB, dir string) []loop.Device {

@@ -58,6 +58,8 @@ type Machine struct {
 	TakeOverAfter time.Duration
 	// Credentials of images, from the next Start on; may be nil.
 	Credentials credential.Store
+	// Tune changes the agent's options, from the next Start on; may be nil.
+	Tune func(*node.Options)
 	// Exporter makes what exports volumes of the disks that are open, from the next Start on; may be nil.
 	Exporter func(*disk.Set) node.Exporter
 	// Openers of sources, from the next Start on; may be nil.
@@ -134,6 +136,9 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 	parts := []Part{s}
 	if m.Peering != nil {
 		parts = append(parts, m.Peering.start(m, s, &options))
+	}
+	if m.Tune != nil {
+		m.Tune(&options)
 	}
 	a = node.New(m.NodeName, s, m.Set, options)
 	m.Agent = a

@@ -34,6 +34,7 @@ type Flags struct {
 	advertiseAddress string
 	uploadIdle       time.Duration
 	peerBandwidth    string
+	scrub            scrubFlags
 }
 
 // AddTo adds the flags to a command's. dataDir and nodeName are the help of two whose meaning differs between commands.
@@ -51,6 +52,7 @@ func (f *Flags) AddTo(flags *pflag.FlagSet, dataDir, nodeName string) {
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
 	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
 	flags.StringVar(&f.peerBandwidth, "peer-bandwidth", "", "most `bytes` of images a second that are sent to other nodes and to people, e.g. 100Mi (default: no limit)")
+	f.scrub.add(flags)
 }
 
 // Config is what the flags mean.
@@ -137,7 +139,7 @@ func (f *Flags) limits(o *node.Options) error {
 	o.Source.Connections = f.downloadRanges
 	o.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	o.Version = program.Version
-	return nil
+	return f.scrub.apply(o)
 }
 
 // sizeFlag reads a size in bytes, with or without a unit.

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"plinth.dev/plinth/backingimage"
 )
@@ -78,5 +79,20 @@ func TestAddressesForOthers(t *testing.T) {
 				t.Errorf("others are told %q, want %q (%v)", c.agent.AdvertiseHost(), tc.advertise, err)
 			}
 		})
+	}
+}
+
+func TestScrubFlags(t *testing.T) {
+	if c, err := parse(); err != nil || c.agent.Node.ScrubInterval != 168*time.Hour || c.agent.Node.ScrubRate != 50_000_000 {
+		t.Errorf("by default: %s, %d, %v", c.agent.Node.ScrubInterval, c.agent.Node.ScrubRate, err)
+	}
+	if c, err := parse("--scrub-interval=1h", "--scrub-rate=1Gi"); err != nil || c.agent.Node.ScrubInterval != time.Hour || c.agent.Node.ScrubRate != 1<<30 {
+		t.Errorf("got %s, %d, %v", c.agent.Node.ScrubInterval, c.agent.Node.ScrubRate, err)
+	}
+	for _, arg := range []string{"--scrub-interval=0s", "--scrub-interval=-1h", "--scrub-rate=0", "--scrub-rate=fast"} {
+		flag, _, _ := strings.Cut(arg, "=")
+		if _, err := parse(arg); !backingimage.Is(err, backingimage.Invalid) || !strings.HasPrefix(err.Error(), flag+": ") {
+			t.Errorf("%s: got %v", arg, err)
+		}
 	}
 }

@@ -91,6 +91,37 @@ func fill(t *testing.T, d *disk.Disk) string {
 	return path
 }
 
+func TestADamagedCopyIsNotCloned(t *testing.T) {
+	d := disktest.MustPool(t, disktest.PoolBytes)
+	e := reflink.New(d.Layout(), reflink.Options{})
+	disktest.MustImage(t, d, "golden", func(f *os.File) { f.Write(content()) })
+	mark := filepath.Join(d.Layout().Image("golden"), disk.DamagedFile)
+	clone := func() error {
+		return e.Clone(context.Background(), engine.Volume{ID: "v", Bytes: imageBytes}, engine.From{Image: "golden"})
+	}
+	refused := func(t *testing.T) {
+		t.Helper()
+		wantKind(t, backingimage.NotReady, clone())
+		for _, dir := range []string{d.Layout().Staging(), d.Layout().Volumes()} {
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("left in %s: %v (%v)", dir, left, err)
+			}
+		}
+	}
+	t.Run("when the damage is known", func(t *testing.T) {
+		must(t, os.WriteFile(mark, nil, 0o600))
+		refused(t)
+		must(t, os.Remove(mark))
+	})
+	t.Run("when it is found while the clone is made", func(t *testing.T) {
+		reflink.ReplaceClone(t, func(real func(int, int) error, target, source int) error {
+			return errors.Join(real(target, source), os.WriteFile(mark, nil, 0o600))
+		})
+		refused(t)
+	})
+	must(t, os.Remove(mark), clone())
+}
+
 func TestDamagedVolumes(t *testing.T) {
 	ctx := context.Background()
 	d := disktest.MustPool(t, disktest.PoolBytes)

@@ -42,8 +42,27 @@ func (e *Engine) Clone(ctx context.Context, v engine.Volume, from engine.From) e
 		} else if size < info.Size() {
 			return backingimage.Errorf(backingimage.OutOfRange, "volume %s: %d bytes are less than the %d bytes of what it is cloned from: ask for at least that", v.ID, size, info.Size())
 		}
-		return ficlone(int(target.Fd()), int(source.Fd()))
+		if err := ficlone(int(target.Fd()), int(source.Fd())); err != nil {
+			return err
+		}
+		return e.undamaged(from) // again: damage may have been found meanwhile
 	})
+}
+
+// undamaged refuses an image's copy that is known to be damaged, by the mark that whoever found it left beside it: NotReady, since
+// it is going to be repaired.
+func (e *Engine) undamaged(from engine.From) error {
+	if from.Image == "" {
+		return nil
+	}
+	_, err := os.Lstat(filepath.Join(e.layout.Image(from.Image), disk.DamagedFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return backingimage.Errorf(backingimage.NotReady, "the copy of image %s on this disk is damaged, and is being repaired", from.Image)
 }
 
 func checkFrom(v engine.Volume, from engine.From) error {
@@ -121,6 +140,9 @@ func (e *Engine) openSource(from engine.From) (*os.File, error) {
 	what := "ready copy of image " + from.Image
 	if from.Volume != "" {
 		path, what = e.file(from.Volume), "volume "+from.Volume
+	}
+	if err := e.undamaged(from); err != nil {
+		return nil, err
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
