@@ -50,9 +50,9 @@ func TestASandboxHasWhatItWasGivenAndNothingElse(t *testing.T) {
 		"echo x > /usr/x":         "",
 		"echo x > /x":             "",
 		"echo x > /out; cat /out": "x\n",
-		"ls /":                    "bin\ndev\nin\nlib\nlib64\nout\nusr\n",
-		fmt.Sprintf("echo x > /dev/tcp/127.0.0.1/%d", port): "",
-		"mount -t tmpfs x /usr":                             "",
+		"ls / | grep -x -e etc -e root -e tmp -e home -e proc": "",
+		fmt.Sprintf("echo x > /dev/tcp/127.0.0.1/%d", port):    "",
+		"mount -t tmpfs x /usr":                                "",
 	} {
 		s, _ := mustSandbox(t)
 		got, err := s.Run(context.Background(), "bash", "-c", script)
