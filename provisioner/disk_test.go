@@ -93,6 +93,11 @@ func TestVolumesOfADiskInTrouble(t *testing.T) {
 
 	t.Run("unmounted under an attached volume, the volume works on, and is the same when the disk is back", func(t *testing.T) {
 		a := w.attach(t, "kept")
+		kept, found, err := loop.Find(filepath.Join(w.Set.List()[0].Layout().Volume("kept"), disk.VolumeFile))
+		if err != nil || !found {
+			t.Fatalf("the volume's device is not found: %v", err)
+		}
+		t.Cleanup(func() { _ = kept.Detach(context.Background()) }) // nobody else can, when the test ends while the disk is away
 		device, _, err := loop.Find(mount + ".img")
 		must(t, err)
 		must(t, unix.Unmount(mount, unix.MNT_DETACH))
