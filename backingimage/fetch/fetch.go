@@ -46,10 +46,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
@@ -137,12 +135,7 @@ func Run(ctx context.Context, job Job, report func(Progress)) (Result, error) {
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, job.Dir, max(last.VirtualBytes, last.SourceBytes))
-	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
-		if rerr := os.RemoveAll(job.Dir); rerr != nil {
-			klog.FromContext(ctx).Error(rerr, "Removing what a failed fetch left", "directory", job.Dir)
-		}
-	}
+	err = ended(ctx, err, job.Dir, max(last.VirtualBytes, last.SourceBytes))
 	return Result{}, fmt.Errorf("fetch image %s: %w", job.Image, err)
 }
 

@@ -2,14 +2,12 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
@@ -24,10 +22,7 @@ func CopyLocal(ctx context.Context, from, to string, report func(Progress)) (Res
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, to, progress.progress.Total)
-	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
-		err = errors.Join(err, os.RemoveAll(to))
-	}
+	err = ended(ctx, err, to, progress.progress.Total)
 	return Result{}, fmt.Errorf("copy image from %s: %w", from, err)
 }
 

@@ -6,10 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
@@ -48,12 +46,7 @@ func near(ctx context.Context, job NearJob, report func(Progress), what string, 
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, job.Dir, progress.progress.Total)
-	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
-		if rerr := os.RemoveAll(job.Dir); rerr != nil {
-			klog.FromContext(ctx).Error(rerr, "Removing what a failed fetch left", "directory", job.Dir)
-		}
-	}
+	err = ended(ctx, err, job.Dir, progress.progress.Total)
 	return Result{}, fmt.Errorf("%s %s as image %s: %w", what, job.Source, job.Image, err)
 }
 

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"time"
 
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
@@ -91,12 +89,7 @@ func FromPeers(ctx context.Context, job PeerJob, report func(Progress)) (Result,
 	if err == nil {
 		return result, nil
 	}
-	err = describeFull(err, job.Dir, progress.progress.VirtualBytes)
-	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
-		if rerr := os.RemoveAll(job.Dir); rerr != nil {
-			klog.FromContext(ctx).Error(rerr, "Removing what a failed fetch left", "directory", job.Dir)
-		}
-	}
+	err = ended(ctx, err, job.Dir, progress.progress.VirtualBytes)
 	return Result{}, fmt.Errorf("receive image %s: %w", job.Image, err)
 }
 

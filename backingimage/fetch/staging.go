@@ -1,12 +1,15 @@
 package fetch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
@@ -89,6 +92,18 @@ func (s staging) seal(record Record, m *manifest.Manifest) (Result, error) {
 		return Result{}, err
 	}
 	return record.Result, s.clean()
+}
+
+// ended is the error of an attempt that failed, with what a full disk lacks. Where trying again cannot help, or where the room is
+// needed, the directory goes with it.
+func ended(ctx context.Context, err error, dir string, needed int64) error {
+	err = describeFull(err, dir, needed)
+	if backingimage.Terminal(err) || backingimage.Is(err, backingimage.Full) {
+		if rerr := os.RemoveAll(dir); rerr != nil {
+			klog.FromContext(ctx).Error(rerr, "Removing what a failed fetch left", "directory", dir)
+		}
+	}
+	return err
 }
 
 // describeFull turns "no space left" into Full. needed is how many bytes the copy takes at the most, -1 when that is not

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -12,6 +11,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
+	"plinth.dev/plinth/backingimage/parallel"
 	"plinth.dev/plinth/backingimage/source"
 )
 
@@ -136,13 +136,11 @@ func (a *Agent) fetch(ctx context.Context, name string, d *disk.Disk, run attemp
 
 // guarded turns a panic into an error: an image that we cannot handle must not take the agent, and every other image, down.
 func guarded(ctx context.Context, run attempt, report func(fetch.Progress)) (result fetch.Result, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = backingimage.Errorf(backingimage.Internal, "panic while fetching: %v", p)
-			klog.FromContext(ctx).Error(err, "Panic", "stack", string(debug.Stack()))
-		}
-	}()
-	return run(ctx, report)
+	err = parallel.Guard(ctx, func() (err error) {
+		result, err = run(ctx, report)
+		return err
+	})
+	return result, err
 }
 
 func publish(d *disk.Disk, uid string) error {
