@@ -56,7 +56,7 @@ func Run(ctx context.Context, c Config, newAPI func(APIConfig) (API, error), out
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return died(ctx, "control plane", api.Wait) })
-	group.Go(func() error { return parts.agent.Run(ctx, parts.images, parts.nodes) })
+	group.Go(func() error { return parts.agent.Run(ctx, parts.images, parts.nodes, parts.teller) })
 	group.Go(func() error {
 		if parts.agent.Ready(ctx) == nil {
 			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", c.agent.CSIEndpoint, api.Kubeconfig(), api.Kubeconfig())
@@ -71,6 +71,7 @@ type parts struct {
 	agent  *agent.Agent
 	images *controller.Images
 	nodes  *controller.Nodes
+	teller *controller.Teller
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
@@ -90,7 +91,7 @@ func join(cfg Config, api *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	a.Registry.MustRegister(newStateCollector(s))
-	return &parts{agent: a, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images)}, nil
+	return &parts{agent: a, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images), teller: controller.NewTeller(s, cfg.images)}, nil
 }
 
 // died waits for a part that should not end before ctx does.
