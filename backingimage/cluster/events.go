@@ -35,7 +35,7 @@ const (
 
 // Events is the Recorder that writes Kubernetes' Events. An Event's name follows from what is told: the same told again counts up one
 // Event, and of events of which only the latest is worth reading, one Event for each reason is kept up to date. While the API
-// does not answer they wait, and what is told meanwhile of the same Event is written at once. It takes "create", "get" and "patch" on events.
+// does not answer they wait, and what is told meanwhile of the same Event is written at once. It takes "create" and "patch" on events.
 type Events struct {
 	in       In[*corev1.Event, *corev1.EventList]
 	reporter string
@@ -136,6 +136,10 @@ func (e *Events) writeNext(ctx context.Context, key eventKey) {
 		return
 	}
 	e.queue.Forget(key)
+	if apierrors.IsNotFound(err) { // the namespace is gone, and with it who would read this; or the API has no Events
+		klog.FromContext(ctx).V(4).Info("No Event is written", "event", klog.KRef(key.namespace, key.name), "why", err)
+		return
+	}
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot write an Event", "event", klog.KRef(key.namespace, key.name))
 		return
@@ -169,7 +173,7 @@ func (e *Events) putBack(key eventKey, t *telling) {
 }
 
 // write makes the Event, or counts up the one that is there; told is how often this process knows that to have been told. It returns
-// the new count.
+// the new count. Of an Event that another process made, the count is first learned, and written with what is told next.
 func (e *Events) write(ctx context.Context, key eventKey, t *telling, told int32) (count int32, err error) {
 	client := e.in(key.namespace)
 	if told == 0 {
@@ -177,23 +181,24 @@ func (e *Events) write(ctx context.Context, key eventKey, t *telling, told int32
 		if !apierrors.IsAlreadyExists(err) {
 			return t.times, err
 		}
-		there, err := client.Get(ctx, key.name, metav1.GetOptions{})
-		if err != nil {
-			return 0, err
-		}
-		told = there.Count
 	}
-	count = told + t.times
-	patch, err := json.Marshal(map[string]any{"count": count, "lastTimestamp": metav1.NewTime(t.last), "message": beginning(t.Message, maxEventMessage)})
+	change := map[string]any{"lastTimestamp": metav1.NewTime(t.last), "message": beginning(t.Message, maxEventMessage)}
+	if told > 0 {
+		change["count"] = told + t.times
+	}
+	patch, err := json.Marshal(change)
 	if err != nil {
 		return 0, fmt.Errorf("encode event: %w", err)
 	}
-	_, err = client.Patch(ctx, key.name, types.MergePatchType, patch, metav1.PatchOptions{})
+	is, err := client.Patch(ctx, key.name, types.MergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) { // the API forgot it
 		_, err = client.Create(ctx, e.object(key, t), metav1.CreateOptions{})
-		count = t.times
+		return t.times, err
 	}
-	return count, err
+	if told > 0 || err != nil {
+		return told + t.times, err
+	}
+	return is.Count + t.times, nil
 }
 
 func (e *Events) object(key eventKey, t *telling) *corev1.Event {

@@ -22,10 +22,11 @@ import (
 
 // api is as much of an API as keeps Events, in memory. That a real one takes what is sent is shown by the end-to-end tests.
 type api struct {
-	mu     sync.Mutex
-	events map[string]*corev1.Event // by path
-	away   bool
-	writes int
+	mu      sync.Mutex
+	events  map[string]*corev1.Event // by path
+	away    bool
+	writes  int
+	patched int
 }
 
 func newAPI(t *testing.T) (*api, *rest.Config) {
@@ -59,6 +60,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodPatch:
 		must(json.NewDecoder(r.Body).Decode(a.events[path]))
 		a.writes++
+		a.patched++
 	}
 	w.Header().Set("Content-Type", "application/json")
 	answer := a.events[path].DeepCopy()
@@ -82,6 +84,12 @@ func (a *api) say(away bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.away = away
+}
+
+func (a *api) patches() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.patched
 }
 
 // until waits until the Events are as wanted: "reason×count message" of each.
@@ -158,8 +166,14 @@ func TestEvents(t *testing.T) {
 		a, cfg := newAPI(t)
 		run(t, cfg)(failed)
 		a.until(t, "State×1")
-		run(t, cfg)(failed)
-		a.until(t, "State×2")
+		tell := run(t, cfg)
+		tell(failed) // and learns the count
+		a.until(t, "State×1")
+		for a.patches() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		tell(failed)
+		a.until(t, "State×3")
 	})
 
 	t.Run("what is told while the API is away is written once it is back", func(t *testing.T) {
