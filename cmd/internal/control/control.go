@@ -100,7 +100,9 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	newLoops := func() process.Part { return loops{Loops(s, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})} }
+	newLoops := func() process.Part {
+		return loops{Loops(s, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
+	}
 	l, err := newLeader(cfg.Election, api, newLoops)
 	if err != nil {
 		return nil, err
