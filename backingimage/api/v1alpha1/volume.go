@@ -38,12 +38,15 @@ type VolumeSpec struct {
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// Image that the volume's content began as, its own or that of the volume it was cloned from; absent for an empty volume.
+	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
+	// SourceSnapshot is the handle of the snapshot that this volume was made from, e.g. snap://volume/snapshot.
+	// +optional
+	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`
