@@ -44,9 +44,13 @@ type VolumeSpec struct {
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
-	// SourceSnapshot is the handle of the snapshot that this volume was made from, e.g. snap://volume/snapshot.
+	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
 	// +optional
 	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
+	// SourceHandle is the handle of the snapshot that was asked for as the volume's content, of whatever type, e.g.
+	// snap://volume/snapshot.
+	// +optional
+	SourceHandle string `json:"sourceHandle,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`

@@ -34,13 +34,14 @@ type Agent struct {
 	// Address is where others reach the HTTPS server, host:port.
 	Address string
 
-	store   *store.Store
-	disks   *disk.Set
-	node    *node.Agent
-	volumes *provisioner.VolumeLoop
-	csi     *csi.Server
-	http    *httpServer
-	peers   *transfer.Server
+	store     *store.Store
+	disks     *disk.Set
+	node      *node.Agent
+	volumes   *provisioner.VolumeLoop
+	snapshots *provisioner.SnapshotLoop
+	csi       *csi.Server
+	http      *httpServer
+	peers     *transfer.Server
 }
 
 // New makes the parts and gives each what it needs of the others. It takes the port of the HTTPS server, and nothing runs yet.
@@ -62,7 +63,7 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	o.Identity, o.Shares = peers.identity, peers.shares
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
-	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines)}
+	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines), snapshots: provisioner.NewSnapshotLoop(s, engines)}
 	metrics := newMetrics(registry)
 	a.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: a.readyNow, Controller: controller,
@@ -111,7 +112,7 @@ type part interface{ Run(context.Context) error }
 // the disks.
 func (a *Agent) Run(ctx context.Context, others ...part) error {
 	group, running := errgroup.WithContext(ctx)
-	for _, p := range append([]part{a.store, a.node, a.volumes, a.csi, a.http, a.peers, memory{}}, others...) {
+	for _, p := range append([]part{a.store, a.node, a.volumes, a.snapshots, a.csi, a.http, a.peers, memory{}}, others...) {
 		group.Go(func() error { return p.Run(running) })
 	}
 	err := group.Wait()
