@@ -19,6 +19,7 @@ import (
 type draft struct {
 	request    CreateRequest
 	parameters Parameters
+	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
 	source     *origin                // the volume or snapshot it is made from, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
 	bytes      int64
@@ -36,7 +37,7 @@ type origin struct {
 
 // hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
 func (p *Provisioner) hooks() []func(context.Context, *draft) error {
-	return []func(context.Context, *draft) error{p.resolveSource, p.ensureImage, p.decideSize, p.place}
+	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, p.ensureImage, p.decideSize, p.place}
 }
 
 // resolveSource finds the volume to clone, or the snapshot to start from, and waits until that is made. The data comes from it, whatever
