@@ -11,7 +11,7 @@ import (
 const (
 	pieceBytes = 4 << 20                // written at once
 	pieceTime  = 100 * time.Millisecond // how long a piece may wait to become whole
-	pieceCount = 8                     // in memory: filled, written, or kept for who reads behind
+	pieceCount = 8                      // in memory: filled, written, or kept for who reads behind
 	keptPieces = 4                      // of them, at most, what was written last
 	// takeTime is how long a writer waits for who reads behind to take a piece from memory; who is slower reads the file.
 	takeTime = 200 * time.Millisecond
