@@ -19,6 +19,7 @@ import (
 type draft struct {
 	request    CreateRequest
 	parameters Parameters
+	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
 	source     *v1alpha1.Volume       // the volume it clones, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
 	bytes      int64
@@ -27,7 +28,7 @@ type draft struct {
 
 // hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
 func (p *Provisioner) hooks() []func(context.Context, *draft) error {
-	return []func(context.Context, *draft) error{p.resolveSource, p.ensureImage, p.decideSize, p.place}
+	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, p.ensureImage, p.decideSize, p.place}
 }
 
 // resolveSource finds the volume to clone, and waits until it is made. A clone's data comes from it, whatever image the

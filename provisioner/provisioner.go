@@ -32,6 +32,8 @@ type Options struct {
 	SizeWait time.Duration
 	// AgentWait bounds how long Create of a clone, Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
 	AgentWait time.Duration
+	// Claims for which volumes are asked; nil where the orchestrator has none that can be read.
+	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
 }
@@ -103,7 +105,7 @@ func (d *draft) volume() *v1alpha1.Volume {
 		ObjectMeta: metav1.ObjectMeta{Name: VolumeID(d.request.Name), Finalizers: []string{v1alpha1.VolumeFinalizer}},
 		Spec: v1alpha1.VolumeSpec{
 			Name: d.request.Name, CapacityBytes: d.bytes, DiskUUID: d.disk.Name, NodeName: d.disk.Spec.NodeName,
-			SourceVolume: d.request.SourceVolume, Parameters: classParameters(d.request.Parameters),
+			SourceVolume: d.request.SourceVolume, Claim: d.claim, Parameters: classParameters(d.request.Parameters),
 			Partition: d.parameters.Partition, MkfsParams: d.parameters.MkfsParams,
 		},
 	}

@@ -11,8 +11,11 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
-// ByImage is the index of copies and of volumes by the name of their image.
-const ByImage = "image"
+// Indexes of copies and of volumes: by the name of their image, and by the UUID of their disk.
+const (
+	ByImage = "image"
+	ByDisk  = "disk"
+)
 
 // Options of a Store.
 type Options struct {
@@ -44,10 +47,10 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 	}
 	s := &Store{
 		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
-		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy}),
+		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy, ByDisk: diskOfCopy}),
 		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
 		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
-		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume}),
+		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
 		synced:  make(chan struct{}),
 	}
 	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer}
@@ -55,6 +58,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 }
 
 func imageOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.Image} }
+
+func diskOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.DiskUUID} }
+func diskOfVolume(v *v1alpha1.Volume) []string         { return []string{v.Spec.DiskUUID} }
 
 func imageOfVolume(v *v1alpha1.Volume) []string {
 	if v.Spec.Image == nil {

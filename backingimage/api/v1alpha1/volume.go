@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
 
 // VolumeState is where a volume is in its life.
 type VolumeState string
@@ -20,6 +23,15 @@ type VolumeImage struct {
 	Name string `json:"name"`
 	// UID of the BackingImage: one created anew under the name is another image.
 	UID string `json:"uid"`
+}
+
+// VolumeClaim names the claim (PersistentVolumeClaim) for which a volume was made.
+type VolumeClaim struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// UID of the claim; empty when it could not be asked.
+	// +optional
+	UID types.UID `json:"uid,omitempty"`
 }
 
 // VolumeSpec is what the CSI controller decided. Only capacityBytes changes after creation, and only upwards.
@@ -44,6 +56,9 @@ type VolumeSpec struct {
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
+	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
+	// +optional
+	Claim *VolumeClaim `json:"claim,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`
@@ -82,6 +97,8 @@ type VolumeStatus struct {
 // +kubebuilder:resource:scope=Cluster,shortName=pvol,categories=plinth
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.diskUUID`
+// +kubebuilder:printcolumn:name="Claim",type=string,JSONPath=`.spec.claim.name`
+// +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.claim.namespace`,priority=1
 // +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image.name`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`

@@ -19,6 +19,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/event"
 	"plinth.dev/plinth/backingimage/placement"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/store/embedded/embeddedtest"
@@ -52,16 +53,28 @@ type events struct {
 	reasons []string
 }
 
-func (e *events) Record(_ context.Context, event controller.Event) {
+func (e *events) Record(_ context.Context, told event.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.reasons = append(e.reasons, event.Reason)
+	e.reasons = append(e.reasons, told.Reason)
 }
 
 func (e *events) has(reason string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Contains(e.reasons, reason)
+}
+
+// told waits until events of the reasons are recorded.
+func (c *cluster) told(reasons ...string) {
+	c.t.Helper()
+	for _, reason := range reasons {
+		for deadline := time.Now().Add(wait); !c.events.has(reason); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				c.t.Fatalf("no event %s: %v", reason, c.events.reasons)
+			}
+		}
+	}
 }
 
 func newCluster(t *testing.T, nodes ...string) *cluster {
@@ -109,7 +122,7 @@ func (c *cluster) control() (stop func()) {
 	c.t.Helper()
 	_, stop = c.start(func(s *store.Store) []interface{ Run(context.Context) error } {
 		o := controller.Options{Settings: settings, Recorder: c.events}
-		return []interface{ Run(context.Context) error }{controller.NewImages(s, o), controller.NewNodes(s, o)}
+		return []interface{ Run(context.Context) error }{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o)}
 	})
 	c.t.Cleanup(stop)
 	return stop
@@ -250,9 +263,7 @@ func TestSilentNode(t *testing.T) {
 	c.until("two", "said to have too few copies past the grace", func(i *v1alpha1.BackingImage) bool {
 		return copiesAre("1/2")(i) && strings.Contains(i.Status.Message, "only 1 of 2")
 	})
-	if !c.events.has("CopyUnknown") || !c.events.has(v1alpha1.NodeSilent) {
-		t.Errorf("events: %v", c.events.reasons)
-	}
+	c.told("CopyUnknown", v1alpha1.NodeSilent, "Unknown")
 
 	// An agent that is back and does not beat yet says what it finds. Nobody contradicts it for long.
 	c.say(c.mute, "n2", true)
@@ -366,7 +377,7 @@ func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
 	c.beat(ctx, "n1")
 	c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) { return isReady(n), nil }))
 	clock := clocktesting.NewFakeClock(time.Now())
-	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Recorder: c.events, Clock: clock})
+	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Clock: clock})
 	beat := func() { // returns when the loop can have heard it
 		before, _ := c.store.Nodes.Get("n1")
 		c.beat(ctx, "n1")

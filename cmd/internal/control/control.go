@@ -19,7 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
 
+	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/controller"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/store"
@@ -32,7 +34,7 @@ import (
 // Loops are those of a cluster, of which one process at a time may run them. They run once: a new term has new loops, so that nothing
 // is left in them of what they knew in an earlier one.
 func Loops(s *store.Store, o controller.Options) process.Part {
-	return loops{controller.NewImages(s, o), controller.NewNodes(s, o)}
+	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o)}
 }
 
 type loops []process.Part
@@ -50,7 +52,7 @@ func Run(ctx context.Context, cfg ProcessConfig, api *rest.Config, out io.Writer
 	}
 	p.registry.MustRegister(requests)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return process.Run(ctx, p.store, p.csi, p.http, p.leader, process.Memory{}) })
+	group.Go(func() error { return process.Run(ctx, p.store, p.events, p.csi, p.http, p.leader, process.Memory{}) })
 	group.Go(func() error {
 		if p.Ready(ctx) == nil {
 			fmt.Fprintf(out, "plinth is ready: controller %s, CSI on %s, API at %s\n", cfg.Identity, cfg.CSIEndpoint, api.Host)
@@ -64,6 +66,7 @@ func Run(ctx context.Context, cfg ProcessConfig, api *rest.Config, out io.Writer
 type parts struct {
 	registry *prometheus.Registry
 	store    *store.Store
+	events   *cluster.Events
 	csi      *csi.Server
 	http     *process.HTTP
 	leader   process.Part
@@ -79,8 +82,17 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	claims, err := cluster.NewClaims(api)
+	if err != nil {
+		return nil, err
+	}
+	events, err := cluster.NewEvents(api, cfg.Identity, clock.RealClock{})
+	if err != nil {
+		return nil, err
+	}
 	cfg.Provisioner.Credentials, cfg.Loops.Credentials = secrets, secrets
-	p := &parts{registry: process.NewRegistry(), store: s}
+	cfg.Provisioner.Claims, cfg.Loops.Recorder = claims, events
+	p := &parts{registry: process.NewRegistry(), store: s, events: events}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(p.registry), Ready: func() error { return process.ReadyNow(p.Ready) },
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.Provisioner)},
@@ -88,7 +100,9 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	newLoops := func() process.Part { return Loops(s, cfg.Loops) }
+	newLoops := func() process.Part {
+		return loops{Loops(s, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
+	}
 	l, err := newLeader(cfg.Election, api, newLoops)
 	if err != nil {
 		return nil, err
