@@ -76,5 +76,7 @@ func TestAbandonedVolumes(t *testing.T) {
 	}
 	wait(v.Name, "abandoned with its node", abandoned)
 	w.Start()
-	wait(v.Name, "well when its machine is back", func(v *v1alpha1.Volume) bool { return v != nil && v.Status.State == v1alpha1.VolumeReady && v.Status.Reason == "" })
+	wait(v.Name, "well when its machine is back", func(v *v1alpha1.Volume) bool {
+		return v != nil && v.Status.State == v1alpha1.VolumeReady && v.Status.Reason == ""
+	})
 }
