@@ -27,7 +27,7 @@ func TestChartAndKustomizationRenderTheSame(t *testing.T) {
 		values []string
 	}{
 		"the defaults":                {folder: "kubernetes"},
-		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true"}},
+		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true,monitoring.enabled=true"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kustomized, charted := mustKustomize(t, tc.folder), mustTemplate(t, tc.values...)
