@@ -111,6 +111,14 @@ func TestChartRefusesAnotherNamespace(t *testing.T) {
 	}
 }
 
+func TestChartRefusesAValueThatThereIsNot(t *testing.T) {
+	for set, names := range map[string]string{"node.poolsize=200Gi": "poolsize", "controller.replicas=many": "replicas", "node.disks=/srv": "disks"} {
+		if _, stderr, err := template(t, "--set", set); err == nil || !strings.Contains(stderr, names) {
+			t.Errorf("%s: got %v: %s", set, err, stderr)
+		}
+	}
+}
+
 func TestChartIsGood(t *testing.T) {
 	if out, err := exec.Command(plinthtest.MustTool(t, "helm"), "lint", "--strict", "--namespace", "plinth", "--kube-version", "1.36.0", "helm/plinth").CombinedOutput(); err != nil {
 		t.Errorf("helm lint: %v\n%s", err, out)
