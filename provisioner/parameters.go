@@ -109,7 +109,7 @@ func ParseParameters(raw map[string]string) (Parameters, error) {
 		case slices.Contains(ignoredKeys, key):
 			p.Ignored = append(p.Ignored, key)
 		case !known:
-			return p, unknownKey(key)
+			return p, unknownKey(key, slices.Sorted(maps.Keys(parsers)))
 		case value != "":
 			if err := parse(&p, value); err != nil {
 				return p, err

@@ -42,6 +42,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newDiskCommand(c),
 		newNodeCommand(c),
 		newSecretCommand(c),
+		newDoctorCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),
 	)

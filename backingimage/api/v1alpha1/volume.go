@@ -50,12 +50,19 @@ type VolumeSpec struct {
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// Image that the volume's content began as, its own or that of the volume it was cloned from; absent for an empty volume.
+	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
+	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
+	// +optional
+	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
+	// SourceHandle is the handle of the snapshot that was asked for as the volume's content, of whatever type, e.g.
+	// snap://volume/snapshot.
+	// +optional
+	SourceHandle string `json:"sourceHandle,omitempty"`
 	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
 	// +optional
 	Claim *VolumeClaim `json:"claim,omitempty"`

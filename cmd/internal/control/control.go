@@ -34,7 +34,7 @@ import (
 // Loops are those of a cluster, of which one process at a time may run them. They run once: a new term has new loops, so that nothing
 // is left in them of what they knew in an earlier one.
 func Loops(s *store.Store, o controller.Options) process.Part {
-	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o)}
+	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s)}
 }
 
 type loops []process.Part
@@ -52,7 +52,9 @@ func Run(ctx context.Context, cfg ProcessConfig, api *rest.Config, out io.Writer
 	}
 	p.registry.MustRegister(requests)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return process.Run(ctx, p.store, p.events, p.csi, p.http, p.leader, process.Memory{}) })
+	group.Go(func() error {
+		return process.Run(ctx, p.store, p.events, p.machines, p.csi, p.http, p.leader, process.Memory{})
+	})
 	group.Go(func() error {
 		if p.Ready(ctx) == nil {
 			fmt.Fprintf(out, "plinth is ready: controller %s, CSI on %s, API at %s\n", cfg.Identity, cfg.CSIEndpoint, api.Host)
@@ -67,6 +69,7 @@ type parts struct {
 	registry *prometheus.Registry
 	store    *store.Store
 	events   *cluster.Events
+	machines *cluster.Nodes
 	csi      *csi.Server
 	http     *process.HTTP
 	leader   process.Part
@@ -90,9 +93,13 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	machines, err := cluster.NewNodes(api)
+	if err != nil {
+		return nil, err
+	}
 	cfg.Provisioner.Credentials, cfg.Loops.Credentials = secrets, secrets
 	cfg.Provisioner.Claims, cfg.Loops.Recorder = claims, events
-	p := &parts{registry: process.NewRegistry(), store: s, events: events}
+	p := &parts{registry: process.NewRegistry(), store: s, events: events, machines: machines}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(p.registry), Ready: func() error { return process.ReadyNow(p.Ready) },
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.Provisioner)},
