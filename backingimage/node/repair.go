@@ -72,29 +72,32 @@ type repair struct {
 	asked  map[string]bool // see havers
 }
 
-// havers are the other ready copies of a copy's image, and since when they are, as the image has them.
+// havers are the disks with other ready copies of a copy's image, as the image has them.
 func havers(c *v1alpha1.BackingImageCopy, image *v1alpha1.BackingImage) map[string]bool {
 	list := map[string]bool{}
 	for disk, f := range image.Status.DiskFileStatusMap {
 		if disk != c.Spec.DiskUUID && f.State == v1alpha1.CopyReady {
-			list[disk+" "+f.LastStateTransitionTime.UTC().Format(time.RFC3339)] = true
+			list[disk] = true
 		}
 	}
 	return list
 }
 
-// hope reports whether a damaged copy, whose repair failed for good, may be repaired after all: by a copy that was not there then.
+// hope reports whether a damaged copy, whose repair failed for good, may be repaired after all: by a copy that has become ready
+// since. It is asked with every change of the image, and forgets those that are not ready any more.
 func (a *Agent) hope(c *v1alpha1.BackingImageCopy, image *v1alpha1.BackingImage) bool {
 	if len(c.Status.BadChunks) == 0 {
 		return false
 	}
-	asked, _ := a.scrubs.hopeless.Load(c.Name)
-	known, _ := asked.(map[string]bool)
-	for h := range havers(c, image) {
-		if !known[h] {
+	now := havers(c, image)
+	before, _ := a.scrubs.hopeless.Load(c.Name)
+	asked, _ := before.(map[string]bool)
+	for disk := range now {
+		if !asked[disk] {
 			return true
 		}
 	}
+	a.scrubs.hopeless.Store(c.Name, now)
 	return false
 }
 
