@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,7 @@ func newWorldIn(t *testing.T, dir string) *world {
 		})
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{AgentWait: 2 * time.Second})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
-		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines)}
+		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines, nil)}
 	}
 	w.Start()
 	return w
@@ -128,9 +129,9 @@ func TestVolumesOfADiskInTrouble(t *testing.T) {
 	})
 }
 
-func must(tb testing.TB, err error) {
+func must(tb testing.TB, errs ...error) {
 	tb.Helper()
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		tb.Fatal(err)
 	}
 }

@@ -45,12 +45,12 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 
 // placeClone puts a clone on its source's disk, where it costs nothing.
 func (p *Provisioner) placeClone(d *draft) error {
-	disk, ok := p.store.Disks.Get(d.source.Spec.DiskUUID)
+	disk, ok := p.store.Disks.Get(d.source.disk)
 	if !ok {
-		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds volume %s, is not registered", d.source.Spec.DiskUUID, d.source.Name)
+		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds %s, is not registered", d.source.disk, d.source.what)
 	}
 	if n := d.request.Nodes; len(n) > 0 && disk.Spec.NodeName != "" && !slices.Contains(n, disk.Spec.NodeName) {
-		return backingimage.Errorf(backingimage.Full, "volume %s is on node %s, and a clone must be there too; the request allows %s", d.source.Name, disk.Spec.NodeName, strings.Join(n, ", "))
+		return backingimage.Errorf(backingimage.Full, "%s is on node %s, and a clone must be there too; the request allows %s", d.source.what, disk.Spec.NodeName, strings.Join(n, ", "))
 	}
 	if why := p.candidate(disk).lacks(d.bytes, 0, p.options); why != "" {
 		return noDisk(d.bytes, []string{"disk " + disk.Name + ": " + why})

@@ -1,11 +1,13 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 
 	"plinth.dev/plinth/backingimage"
@@ -118,4 +120,78 @@ func OpenTarget(ctx context.Context, t *v1alpha1.BackupTarget, secret map[string
 		s.Close()
 	}
 	return r, err
+}
+
+// found is a backup in a target.
+type found struct {
+	target     *v1alpha1.BackupTarget
+	repository *backup.Repository
+	manifest   *backup.Manifest
+}
+
+// find finds a backup in a target by its ID or its name; volume is the name of its volume, "" for any.
+func (r *Repositories) find(ctx context.Context, target, name, volume string) (*found, error) {
+	t, err := r.store.Targets.Live(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	repository, err := r.Open(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	m, err := repository.Find(ctx, name, volume)
+	if err != nil {
+		return nil, err
+	}
+	return &found{t, repository, m}, nil
+}
+
+// findURL finds the backup of a URL, in the target that the URL begins with.
+func (r *Repositories) findURL(ctx context.Context, field, raw string) (*found, error) {
+	address, name, err := backup.ParseURL(field, raw)
+	if err != nil {
+		return nil, err
+	}
+	l, err := object.ParseLocation(field, address)
+	if err != nil {
+		return nil, err
+	}
+	targets, err := r.store.Targets.LiveList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range targets {
+		if is, err := object.ParseLocation("spec.url", t.Spec.URL); err == nil && is == l {
+			return r.find(ctx, t.Name, name, "")
+		}
+	}
+	return nil, backingimage.Errorf(backingimage.Precondition, "%s: no backup target has the URL %s; make one with: plinth target add NAME --url %s", field, l, l)
+}
+
+// Image implements node.Restorer: the image of a backup as a source.
+func (r *Repositories) Image(ctx context.Context, parameters map[string]string) (source.Source, error) {
+	raw := parameters[v1alpha1.ParameterBackupURL]
+	f, err := r.imageBackup(ctx, raw, parameters[v1alpha1.ParameterBackupTargetName])
+	if err != nil {
+		return nil, err
+	}
+	concurrency, err := strconv.Atoi(cmp.Or(parameters[v1alpha1.ParameterConcurrentLimit], "0"))
+	if err != nil || concurrency < 0 || concurrency > maxConcurrency {
+		return nil, backingimage.Errorf(backingimage.Invalid, "%s: %q is no number of blocks to be brought at once; give 1 to %d", v1alpha1.ParameterConcurrentLimit, parameters[v1alpha1.ParameterConcurrentLimit], maxConcurrency)
+	}
+	return f.repository.Image(ctx, f.manifest, concurrency)
+}
+
+const maxConcurrency = 64
+
+// imageBackup finds the backup of a URL in the target that is named, or else in the one that has the URL.
+func (r *Repositories) imageBackup(ctx context.Context, raw, target string) (*found, error) {
+	if target == "" {
+		return r.findURL(ctx, v1alpha1.ParameterBackupURL, raw)
+	}
+	_, name, err := backup.ParseURL(v1alpha1.ParameterBackupURL, raw)
+	if err != nil {
+		return nil, err
+	}
+	return r.find(ctx, target, name, "")
 }

@@ -19,17 +19,21 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits copies and volumes to those of one node, which is all that an agent needs; "" is all.
+	// NodeName limits copies, volumes and snapshots to those of one node, which is all that an agent needs; "" is all.
 	NodeName string
 }
 
 // Store is every kind with its cache.
 type Store struct {
-	Images  *Kind[*v1alpha1.BackingImage]
-	Copies  *Kind[*v1alpha1.BackingImageCopy]
-	Nodes   *Kind[*v1alpha1.StorageNode]
-	Disks   *Kind[*v1alpha1.Disk]
-	Volumes *Kind[*v1alpha1.Volume]
+	Images    *Kind[*v1alpha1.BackingImage]
+	Copies    *Kind[*v1alpha1.BackingImageCopy]
+	Nodes     *Kind[*v1alpha1.StorageNode]
+	Disks     *Kind[*v1alpha1.Disk]
+	Volumes   *Kind[*v1alpha1.Volume]
+	Snapshots *Kind[*v1alpha1.Snapshot]
+	Targets   *Kind[*v1alpha1.BackupTarget]
+	Backups   *Kind[*v1alpha1.Backup]
+	Policies  *Kind[*v1alpha1.BackupPolicy]
 
 	informers []cache.SharedIndexInformer
 	synced    chan struct{}
@@ -46,14 +50,19 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		mine = "spec.nodeName=" + o.NodeName
 	}
 	s := &Store{
-		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
-		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy, ByDisk: diskOfCopy}),
-		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
-		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
-		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
-		synced:  make(chan struct{}),
+		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
+		Copies:    newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy, ByDisk: diskOfCopy}),
+		Nodes:     newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
+		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
+		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
+		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, nil),
+		Targets:   newKind("backup target", c.Targets, &v1alpha1.BackupTarget{}, "", nil),
+		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, "", nil),
+		Policies:  newKind("backup policy", c.Policies, &v1alpha1.BackupPolicy{}, "", nil),
+		synced:    make(chan struct{}),
 	}
-	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer}
+	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer,
+		s.Targets.informer, s.Backups.informer, s.Policies.informer}
 	return s, nil
 }
 

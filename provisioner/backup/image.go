@@ -3,7 +3,6 @@ package backup
 import (
 	"context"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -59,9 +58,6 @@ func (r *Repository) ContentDigest(ctx context.Context, c *Content) (string, err
 				digests.Set(index*PageBlocks+int64(i), manifest.Digest(id))
 			}
 		}
-	}
-	if c.Bytes < 0 {
-		return "", backingimage.Errorf(backingimage.Corrupt, "a content of %d bytes", c.Bytes)
 	}
 	return digests.Manifest(c.Bytes).ContentDigest(), nil
 }

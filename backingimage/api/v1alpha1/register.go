@@ -17,6 +17,10 @@ func AddToScheme(s *runtime.Scheme) error {
 		&StorageNode{}, &StorageNodeList{},
 		&Disk{}, &DiskList{},
 		&Volume{}, &VolumeList{},
+		&Snapshot{}, &SnapshotList{},
+		&BackupTarget{}, &BackupTargetList{},
+		&Backup{}, &BackupList{},
+		&BackupPolicy{}, &BackupPolicyList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

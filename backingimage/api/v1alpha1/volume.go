@@ -34,6 +34,14 @@ type VolumeClaim struct {
 	UID types.UID `json:"uid,omitempty"`
 }
 
+// VolumeRestore is a backup that a volume's content is restored from.
+type VolumeRestore struct {
+	// Target is the name of the BackupTarget.
+	Target string `json:"target"`
+	// Backup is the backup's ID there.
+	Backup string `json:"backup"`
+}
+
 // VolumeSpec is what the CSI controller decided. Only capacityBytes changes after creation, and only upwards.
 //
 // +kubebuilder:validation:XValidation:rule="self.diskUUID == oldSelf.diskUUID && self.name == oldSelf.name",message="a volume's disk and name are immutable"
@@ -50,7 +58,7 @@ type VolumeSpec struct {
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// Image that the volume's content began as, its own or that of the volume it was cloned from; absent for an empty volume.
+	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
 	// SourceVolume is the name of the Volume object that this one was cloned from.
@@ -59,6 +67,16 @@ type VolumeSpec struct {
 	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
 	// +optional
 	Claim *VolumeClaim `json:"claim,omitempty"`
+	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
+	// +optional
+	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
+	// SourceHandle is the handle of the snapshot that was asked for as the volume's content, of whatever type, e.g.
+	// snap://volume/snapshot.
+	// +optional
+	SourceHandle string `json:"sourceHandle,omitempty"`
+	// Restore names the backup that the volume's content is restored from.
+	// +optional
+	Restore *VolumeRestore `json:"restore,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`

@@ -197,6 +197,7 @@ func testChange(t *testing.T, c *store.Client) {
 	}
 	t.Run("of a volume", func(t *testing.T) { testVolumeChange(t, c) })
 	t.Run("of a copy", func(t *testing.T) { testCopyChange(t, c) })
+	t.Run("of a snapshot", func(t *testing.T) { testSnapshotChange(t, c) })
 }
 
 func testVolumeChange(t *testing.T, c *store.Client) {
@@ -227,6 +228,40 @@ func testVolumeChange(t *testing.T, c *store.Client) {
 			mustRefuse(t, err, test.message)
 		})
 	}
+}
+
+func testSnapshotChange(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	taken := &v1alpha1.Snapshot{Spec: v1alpha1.SnapshotSpec{Name: "snapshot-1", Volume: "v", Type: v1alpha1.SnapshotSnap, DiskUUID: "d", NodeName: "n"}}
+	taken.Name = "s"
+	for name, test := range map[string]struct {
+		change  func(*v1alpha1.SnapshotSpec)
+		message string
+	}{
+		"of another type is refused":        {func(s *v1alpha1.SnapshotSpec) { s.Type = "bi" }, `Unsupported value: "bi"`},
+		"of no volume is refused":           {func(s *v1alpha1.SnapshotSpec) { s.Volume = "" }, "spec.volume"},
+		"on no disk is refused":             {func(s *v1alpha1.SnapshotSpec) { s.DiskUUID = "" }, "spec.diskUUID"},
+		"for a volume is refused":           {func(s *v1alpha1.SnapshotSpec) { s.TargetVolume = "w" }, "targetVolume: is for snapshots of type clone"},
+		"of type clone for none is refused": {func(s *v1alpha1.SnapshotSpec) { s.Type = v1alpha1.SnapshotClone }, "targetVolume: is for snapshots of type clone"},
+		"of type clone is accepted":         {func(s *v1alpha1.SnapshotSpec) { s.Type, s.TargetVolume = v1alpha1.SnapshotClone, "w" }, ""},
+		"for a backup is accepted":          {func(s *v1alpha1.SnapshotSpec) { s.Type = v1alpha1.SnapshotBackup }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := taken.DeepCopy()
+			test.change(&other.Spec)
+			_, err := c.Snapshots.Create(ctx, other, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, test.message)
+		})
+	}
+	taken, err := c.Snapshots.Create(ctx, taken, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("that changes its spec is refused", func(t *testing.T) {
+		taken.Spec.Volume = "w"
+		_, err := c.Snapshots.Update(ctx, taken, metav1.UpdateOptions{})
+		mustRefuse(t, err, "a snapshot's spec is immutable")
+	})
 }
 
 func testCopyChange(t *testing.T, c *store.Client) {
