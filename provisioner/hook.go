@@ -88,7 +88,7 @@ func (p *Provisioner) ensureImage(ctx context.Context, d *draft) error {
 	if err != nil {
 		return err
 	}
-	if differs := differences(d.parameters, image); len(differs) > 0 {
+	if differs := Differences(d.parameters, image); len(differs) > 0 {
 		return backingimage.Errorf(backingimage.Invalid,
 			"backing image %s exists and is not what the StorageClass describes: %s; name another image, or delete this one when no volume waits for it",
 			image.Name, strings.Join(differs, "; "))
@@ -134,9 +134,9 @@ func (p *Provisioner) createImage(ctx context.Context, d *draft) (*v1alpha1.Back
 	return p.store.Images.Create(ctx, image)
 }
 
-// differences between what a class says of an image and what the image is. What the class does not say does not
+// Differences are those between what a class says of an image and what the image is. What the class does not say does not
 // differ, nor do wishes that may change (copies, selectors).
-func differences(params Parameters, image *v1alpha1.BackingImage) []string {
+func Differences(params Parameters, image *v1alpha1.BackingImage) []string {
 	var differs []string
 	name := func(key, class, is string) {
 		differs = append(differs, key+" is "+shortened(class)+" in the class, "+shortened(is)+" in the image")

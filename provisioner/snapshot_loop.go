@@ -45,10 +45,8 @@ func (l *SnapshotLoop) Run(ctx context.Context) error {
 
 // wakeDisk enqueues the snapshots of a disk.
 func (l *SnapshotLoop) wakeDisk(uuid string) {
-	for _, s := range l.store.Snapshots.List() {
-		if s.Spec.DiskUUID == uuid {
-			l.loop.Enqueue(s.Name)
-		}
+	for _, s := range l.store.Snapshots.By(store.ByDisk, uuid) {
+		l.loop.Enqueue(s.Name)
 	}
 }
 

@@ -114,6 +114,9 @@ func (l *VolumeLoop) diskTroubled(ctx context.Context, v *v1alpha1.Volume, troub
 
 // make creates the volume's file from what it starts from.
 func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) error {
+	if v.Spec.Restore != nil && v.Status.State == v1alpha1.VolumeFailed && v.Status.Reason == backingimage.Corrupt.String() {
+		return backingimage.Errorf(backingimage.Corrupt, "%s", v.Status.Message) // the backup is, and stays so
+	}
 	if v.Status.State == v1alpha1.VolumeReady || v.Status.Reason == backingimage.Corrupt.String() {
 		if err := l.engines.healthy(v.Spec.DiskUUID); err != nil {
 			return err

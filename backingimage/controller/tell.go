@@ -98,12 +98,17 @@ func diskFacts(d *v1alpha1.Disk) []fact {
 }
 
 func nodeFacts(n *v1alpha1.StorageNode) []fact {
-	facts := conditionFact(n.Status.Conditions, v1alpha1.ConditionReady, "node "+n.Name, metav1.ConditionTrue)
+	facts := append(conditionFact(n.Status.Conditions, v1alpha1.ConditionReady, "node "+n.Name, metav1.ConditionTrue),
+		conditionFact(n.Status.Conditions, v1alpha1.ConditionDrained, "node "+n.Name, metav1.ConditionTrue)...)
 	cordoned := fact{aspect: "cordoned", value: fmt.Sprint(n.Status.Cordoned), reason: "Uncordoned", message: fmt.Sprintf("node %s takes new copies and volumes again", n.Name)}
 	if n.Status.Cordoned {
-		cordoned.reason, cordoned.message = "Cordoned", fmt.Sprintf("node %s is cordoned: it gets nothing new, and copies that images need move to other nodes", n.Name)
+		cordoned.reason, cordoned.message = "Cordoned", fmt.Sprintf("node %s is cordoned: it gets nothing new, and what images have only there is made elsewhere", n.Name)
 	}
-	return append(facts, cordoned)
+	removed := fact{aspect: v1alpha1.ConditionRemoved, value: "false", reason: "MachineReturned", message: fmt.Sprintf("the machine of node %s is in the cluster again", n.Name)}
+	if c := meta.FindStatusCondition(n.Status.Conditions, v1alpha1.ConditionRemoved); c != nil {
+		removed = fact{aspect: v1alpha1.ConditionRemoved, value: "true", reason: c.Reason, warning: true, message: "node " + n.Name + ": " + c.Message}
+	}
+	return append(facts, cordoned, removed)
 }
 
 // conditionFact is a condition; one that is not as it should be is a warning.

@@ -11,7 +11,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
-// Indexes of copies and of volumes: by the name of their image, and by the UUID of their disk.
+// Indexes of copies and of volumes: by the name of their image; and of them and of snapshots: by the UUID of their disk.
 const (
 	ByImage = "image"
 	ByDisk  = "disk"
@@ -19,7 +19,7 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits copies, volumes and snapshots to those of one node, which is all that an agent needs; "" is all.
+	// NodeName limits copies, volumes, snapshots and backups to those of one node, which is all that an agent needs; "" is all.
 	NodeName string
 }
 
@@ -45,9 +45,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine := ""
+	mine, given := "", ""
 	if o.NodeName != "" {
-		mine = "spec.nodeName=" + o.NodeName
+		mine, given = "spec.nodeName="+o.NodeName, "status.nodeName="+o.NodeName
 	}
 	s := &Store{
 		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
@@ -55,9 +55,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		Nodes:     newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
 		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
 		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
-		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, nil),
+		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, indexes[*v1alpha1.Snapshot]{ByDisk: diskOfSnapshot}),
 		Targets:   newKind("backup target", c.Targets, &v1alpha1.BackupTarget{}, "", nil),
-		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, "", nil),
+		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, given, nil),
 		Policies:  newKind("backup policy", c.Policies, &v1alpha1.BackupPolicy{}, "", nil),
 		synced:    make(chan struct{}),
 	}
@@ -69,7 +69,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 func imageOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.Image} }
 
 func diskOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.DiskUUID} }
-func diskOfVolume(v *v1alpha1.Volume) []string         { return []string{v.Spec.DiskUUID} }
+func diskOfSnapshot(s *v1alpha1.Snapshot) []string     { return []string{s.Spec.DiskUUID} }
+
+func diskOfVolume(v *v1alpha1.Volume) []string { return []string{v.Spec.DiskUUID} }
 
 func imageOfVolume(v *v1alpha1.Volume) []string {
 	if v.Spec.Image == nil {

@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	pieceBytes = 1 << 20                // written at once
+	pieceBytes = 4 << 20                // written at once
 	pieceTime  = 100 * time.Millisecond // how long a piece may wait to become whole
-	pieceCount = 12                     // in memory: filled, written, or kept for who reads behind
-	keptPieces = 8                      // of them, at most, what was written last
+	pieceCount = 8                      // in memory: filled, written, or kept for who reads behind
+	keptPieces = 4                      // of them, at most, what was written last
 	// takeTime is how long a writer waits for who reads behind to take a piece from memory; who is slower reads the file.
 	takeTime = 200 * time.Millisecond
 )

@@ -9,9 +9,9 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/source"
-	"plinth.dev/plinth/cmd/internal/agent"
 	"plinth.dev/plinth/cmd/internal/openers"
 	"plinth.dev/plinth/provisioner"
 	"plinth.dev/plinth/provisioner/backup"
@@ -51,7 +51,7 @@ func (c *cli) targetSecret(ctx context.Context, t *v1alpha1.BackupTarget) (map[s
 	if err != nil {
 		return nil, err
 	}
-	kubernetes, err := agent.HasSecrets(cfg)
+	kubernetes, err := cluster.Serves(cfg, "secrets")
 	if err != nil {
 		return nil, err
 	}

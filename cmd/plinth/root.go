@@ -44,6 +44,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newSecretCommand(c),
 		newTargetCommand(c),
 		newBackupCommand(c),
+		newDoctorCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),
 	)

@@ -86,6 +86,7 @@ type DiskStatus struct {
 // +kubebuilder:printcolumn:name="Path",type=string,JSONPath=`.spec.path`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Full",type=string,JSONPath=`.status.conditions[?(@.type=="Full")].status`
 // +kubebuilder:printcolumn:name="Schedulable",type=boolean,JSONPath=`.spec.allowScheduling`
 // +kubebuilder:printcolumn:name="Capacity",type=integer,format=int64,JSONPath=`.status.capacityBytes`
 // +kubebuilder:printcolumn:name="Available",type=integer,format=int64,JSONPath=`.status.availableBytes`

@@ -64,9 +64,6 @@ type VolumeSpec struct {
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
-	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
-	// +optional
-	Claim *VolumeClaim `json:"claim,omitempty"`
 	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
 	// +optional
 	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
@@ -74,6 +71,9 @@ type VolumeSpec struct {
 	// snap://volume/snapshot.
 	// +optional
 	SourceHandle string `json:"sourceHandle,omitempty"`
+	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
+	// +optional
+	Claim *VolumeClaim `json:"claim,omitempty"`
 	// Restore names the backup that the volume's content is restored from.
 	// +optional
 	Restore *VolumeRestore `json:"restore,omitempty"`

@@ -1,7 +1,9 @@
 package embedded_test
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +29,37 @@ func TestKinds(t *testing.T) {
 	t.Run("defaults are filled in", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("status", func(t *testing.T) { testStatus(t, c) })
 	t.Run("field selectors", func(t *testing.T) { testFieldSelectors(t, c) })
+	t.Run("the cache has no managed fields, and what is written from it keeps them", func(t *testing.T) { testManagedFields(t, c, s.RESTConfig()) })
+}
+
+func testManagedFields(t *testing.T, c *store.Client, cfg *rest.Config) {
+	s, err := store.New(cfg, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	if err := s.Synced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Nodes.Create(ctx, &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: "managed"}}, metav1.CreateOptions{FieldManager: "who-made-it"}); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Nodes.Wait(ctx, "managed", func(n *v1alpha1.StorageNode) (bool, error) {
+		return n != nil && len(n.ManagedFields) == 0, nil
+	})
+	if err == nil {
+		_, err = s.Nodes.Modify(ctx, "managed", func(n *v1alpha1.StorageNode) { n.Spec.Tags = []string{"changed"} })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, err := s.Nodes.Live(ctx, "managed")
+	if err != nil || !slices.ContainsFunc(live.ManagedFields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == "who-made-it" }) {
+		t.Errorf("got %+v, %v", live.ManagedFields, err)
+	}
 }
 
 // A server that starts answers 404 for kinds that it does not serve yet; whoever waits for an object must not take that for

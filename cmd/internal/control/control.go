@@ -35,8 +35,8 @@ import (
 // is left in them of what they knew in an earlier one.
 func Loops(s *store.Store, o controller.Options, r *provisioner.Repositories) process.Part {
 	return loops{
-		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o),
-		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}),
+		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s),
+		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
 	}
 }
 
@@ -55,7 +55,9 @@ func Run(ctx context.Context, cfg ProcessConfig, api *rest.Config, out io.Writer
 	}
 	p.registry.MustRegister(requests)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return process.Run(ctx, p.store, p.events, p.csi, p.http, p.leader, process.Memory{}) })
+	group.Go(func() error {
+		return process.Run(ctx, p.store, p.events, p.machines, p.csi, p.http, p.leader, process.Memory{})
+	})
 	group.Go(func() error {
 		if p.Ready(ctx) == nil {
 			fmt.Fprintf(out, "plinth is ready: controller %s, CSI on %s, API at %s\n", cfg.Identity, cfg.CSIEndpoint, api.Host)
@@ -70,6 +72,7 @@ type parts struct {
 	registry *prometheus.Registry
 	store    *store.Store
 	events   *cluster.Events
+	machines *cluster.Nodes
 	csi      *csi.Server
 	http     *process.HTTP
 	leader   process.Part
@@ -93,11 +96,15 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	machines, err := cluster.NewNodes(api)
+	if err != nil {
+		return nil, err
+	}
 	cfg.Provisioner.Credentials, cfg.Loops.Credentials = secrets, secrets
 	cfg.Provisioner.Claims, cfg.Loops.Recorder = claims, events
 	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.Source, secrets)
 	cfg.Provisioner.Repositories = repositories
-	p := &parts{registry: process.NewRegistry(), store: s, events: events}
+	p := &parts{registry: process.NewRegistry(), store: s, events: events, machines: machines}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(p.registry), Ready: func() error { return process.ReadyNow(p.Ready) },
 		Controller: provisioner.Idempotent{Controller: provisioner.New(s, cfg.Provisioner)},

@@ -24,6 +24,7 @@ type ProcessFlags struct {
 	leaderElect    bool
 	leaseNamespace string
 	leaseDuration  time.Duration
+	removalWait    time.Duration
 }
 
 // AddTo adds the flags to a command's.
@@ -33,6 +34,7 @@ func (f *ProcessFlags) AddTo(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.leaderElect, "leader-elect", true, "run the loops only while this process holds the Lease "+leaseName+"; without, no other controller may run")
 	flags.StringVar(&f.leaseNamespace, "lease-namespace", "", "`namespace` of the Lease (default: that of the pod; outside of one "+credential.ImageNamespace+")")
 	flags.DurationVar(&f.leaseDuration, "lease-duration", 15*time.Second, "`time` for which a leader that is not heard of stays the leader")
+	flags.DurationVar(&f.removalWait, "removal-wait", time.Hour, "`time` after which a node whose Kubernetes Node was removed, and whose agent is silent, is forgotten with its disks; 0: never")
 }
 
 // ProcessConfig is what the flags of `plinth controller` mean.
@@ -57,6 +59,12 @@ func (f *ProcessFlags) Config() (ProcessConfig, error) {
 	}
 	if err := process.CheckHTTPListen(f.httpListen); err != nil {
 		return ProcessConfig{}, err
+	}
+	if f.removalWait < 0 {
+		return ProcessConfig{}, program.FlagError("removal-wait", "%s is before the removal; give 0 to forget no node, or e.g. 1h", f.removalWait)
+	}
+	if shared.Loops.Settings.RemovalWait = f.removalWait; f.removalWait == 0 {
+		shared.Loops.Settings.RemovalWait = -1
 	}
 	cfg := ProcessConfig{Config: shared, HTTPListen: f.httpListen, Identity: identity()}
 	cfg.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
