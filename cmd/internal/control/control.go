@@ -113,7 +113,7 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	newLoops := func() process.Part {
-		return loops{Loops(s, cfg.Loops, repositories), provisioner.NewTeller(s, events, clock.RealClock{})}
+		return loops{Loops(s, cfg.Loops, repositories), controller.NewMachines(s, machines, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
 	}
 	l, err := newLeader(cfg.Election, api, newLoops)
 	if err != nil {
