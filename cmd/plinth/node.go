@@ -98,7 +98,7 @@ var placedNodes = &placed{
 
 func nodeRow(n *v1alpha1.StorageNode, now time.Time) []string {
 	return []string{
-		n.Name, conditionText(n.Status.Conditions, v1alpha1.ConditionReady), yesNo(n.Schedulable()), strings.Join(n.Spec.Tags, ","),
+		n.Name, conditionWord(n.Status.Conditions, v1alpha1.ConditionReady), yesNo(n.Schedulable()), strings.Join(n.Spec.Tags, ","),
 		ageText(now, n.Status.LastHeartbeatTime), n.Status.Version, ageText(now, n.CreationTimestamp),
 	}
 }
