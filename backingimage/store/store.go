@@ -20,8 +20,8 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits all but images to those of one node, which is all that an agent needs at any time, and the nodes to that one; "" is
-	// all. See AllNodes for the others.
+	// NodeName limits all but images, targets and policies to what is one node's, which is all that an agent needs at any time, and the nodes
+	// to that one; "" is all. See AllNodes for the others.
 	NodeName string
 }
 
@@ -33,6 +33,9 @@ type Store struct {
 	Disks     *Kind[*v1alpha1.Disk]
 	Volumes   *Kind[*v1alpha1.Volume]
 	Snapshots *Kind[*v1alpha1.Snapshot]
+	Targets   *Kind[*v1alpha1.BackupTarget]
+	Backups   *Kind[*v1alpha1.Backup]
+	Policies  *Kind[*v1alpha1.BackupPolicy]
 
 	directory *directory // nil: the cache has all nodes
 	informers []cache.SharedIndexInformer
@@ -45,9 +48,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine, me := "", ""
+	mine, given, me := "", "", ""
 	if o.NodeName != "" {
-		mine, me = "spec.nodeName="+o.NodeName, "metadata.name="+o.NodeName
+		mine, given, me = "spec.nodeName="+o.NodeName, "status.nodeName="+o.NodeName, "metadata.name="+o.NodeName
 	}
 	s := &Store{
 		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
@@ -56,12 +59,16 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, mine, nil),
 		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
 		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, indexes[*v1alpha1.Snapshot]{ByDisk: diskOfSnapshot}),
+		Targets:   newKind("backup target", c.Targets, &v1alpha1.BackupTarget{}, "", nil),
+		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, given, nil),
+		Policies:  newKind("backup policy", c.Policies, &v1alpha1.BackupPolicy{}, "", nil),
 		synced:    make(chan struct{}),
 	}
 	if o.NodeName != "" {
 		s.directory = &directory{nodes: s.Nodes, clock: clock.RealClock{}}
 	}
-	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer}
+	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer,
+		s.Targets.informer, s.Backups.informer, s.Policies.informer}
 	return s, nil
 }
 
