@@ -27,8 +27,8 @@ import (
 func checkReaders(_ context.Context, d *draft) error {
 	switch {
 	case !d.request.ReadOnlyMany:
-	case d.source != nil:
-		return backingimage.Errorf(backingimage.Invalid, "a volume for reading on many nodes (ReadOnlyMany) is made of a backing image, and not of %s, which is on one disk; make an image of that first (export-from-volume)", d.source.what)
+	case d.source != nil || d.restore != nil:
+		return backingimage.Errorf(backingimage.Invalid, "a volume for reading on many nodes (ReadOnlyMany) is made of a backing image, and not of a volume, a snapshot or a backup; make an image of that first")
 	case d.parameters.Image == "":
 		return backingimage.Errorf(backingimage.Invalid, "a volume for reading on many nodes (ReadOnlyMany) is made of a backing image, and the StorageClass names none: set %s", keyImage)
 	}

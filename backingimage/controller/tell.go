@@ -81,7 +81,7 @@ func (t *Teller) note(ctx context.Context, about event.Object, exists bool, fact
 
 // copyReasons are the reasons of the events of a copy's states; the others last for a moment and are not told.
 var copyReasons = map[v1alpha1.CopyState]string{
-	v1alpha1.CopyInProgress: "InProgress", v1alpha1.CopyReady: "Ready", v1alpha1.CopyFailed: "Failed", v1alpha1.CopyUnknown: "Unknown", v1alpha1.CopyEvicting: "Evicting",
+	v1alpha1.CopyInProgress: "InProgress", v1alpha1.CopyReady: "Ready", v1alpha1.CopyFailed: "Failed", v1alpha1.CopyUnknown: "Unknown",
 }
 
 func copyFacts(c *v1alpha1.BackingImageCopy) []fact {
