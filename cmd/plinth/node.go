@@ -65,7 +65,7 @@ func addAgent(c *cli, cmd *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		cfg.CSIEndpoint, cfg.Node.Openers = c.csiEndpoint, openers.All
+		cfg.CSIEndpoint, cfg.Node.Openers, cfg.Backups = c.csiEndpoint, openers.All, openers.Backups
 		c.logAsProcess()
 		return agent.RunNode(cmd.Context(), cfg, api, c.out)
 	}
