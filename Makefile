@@ -21,12 +21,16 @@ RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
 TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc
 PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev
 
-# Servers that the tests of sources run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry,
-# unpacked from its Debian package because installing that would start a service.
+# Programs that tests run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry, unpacked from its
+# Debian package because installing that would start a service, for the tests of sources; and for those of deploy, what renders it.
 VERSITYGW         := v1.8.0
+KUSTOMIZE         := v5.8.0
+HELM              := v3.22.0
 TOOLS             := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/plinth/tools
 VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
 REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
+KUSTOMIZE_PROGRAM := $(TOOLS)/kustomize-$(KUSTOMIZE)
+HELM_PROGRAM      := $(TOOLS)/helm-$(HELM)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
 RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
@@ -69,15 +73,16 @@ bench: deps build ## Measure against the bare system calls, curl and qemu-img; p
 
 .PHONY: lint
 lint: ## Check formatting, vet and staticcheck
-	@unformatted=$$(gofmt -l cmd csi provisioner backingimage test); \
+	@unformatted=$$(gofmt -l cmd csi provisioner backingimage deploy test); \
 	  [ -z "$$unformatted" ] || { echo "gofmt these files: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
 .PHONY: generate
-generate: ## Regenerate the CRDs and deepcopy functions, and the reference of the commands
+generate: ## Regenerate the CRDs and deepcopy functions, and the references of commands and of the chart
 	$(GO) run $(CONTROLLER_GEN) object crd paths=./backingimage/api/... output:crd:dir=deploy/crds
 	$(GO) test ./cmd/plinth -run TestReferenceOfCommands -update
+	$(GO) test ./deploy -run TestReferenceOfValues -update
 
 .PHONY: verify
 verify: ## Fail when generated files, go.mod or the layers are out of date
@@ -95,11 +100,19 @@ deps: ## Install the Debian packages that tests and the demo use, when root; els
 	else echo "Missing:$$missing. Tests that need them are left out; as root: apt-get install $(PACKAGES)"; fi
 
 .PHONY: tools
-tools: $(VERSITYGW_PROGRAM) $(REGISTRY_PROGRAM) ## Bring the servers that the tests of sources run into the user's cache
+tools: $(VERSITYGW_PROGRAM) $(REGISTRY_PROGRAM) $(KUSTOMIZE_PROGRAM) $(HELM_PROGRAM) ## Bring the programs that tests run into the user's cache
+
+# install-tool is the recipe of a program made by go install: $(1) the package, $(2) its version, $(3) its name when the package's path ends otherwise.
+install-tool = GOBIN=$@.new $(GO) install $(1)@$(2) && mv $@.new/$(or $(3),$(notdir $(1))) $@ && rmdir $@.new
 
 $(VERSITYGW_PROGRAM):
-	GOBIN=$(TOOLS)/new $(GO) install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
-	mv $(TOOLS)/new/versitygw $@ && rmdir $(TOOLS)/new
+	$(call install-tool,github.com/versity/versitygw/cmd/versitygw,$(VERSITYGW))
+
+$(KUSTOMIZE_PROGRAM):
+	$(call install-tool,sigs.k8s.io/kustomize/kustomize/v5,$(KUSTOMIZE),kustomize)
+
+$(HELM_PROGRAM):
+	$(call install-tool,helm.sh/helm/v3/cmd/helm,$(HELM))
 
 $(TOOLS)/docker-registry:
 	mkdir -p $(TOOLS)/new && cd $(TOOLS)/new && rm -f docker-registry_*.deb && \

@@ -18,7 +18,12 @@ func volumeAnswer(v *v1alpha1.Volume) *csi.Volume {
 		CapacityBytes: v.Spec.CapacityBytes,
 		VolumeContext: contextOf(v),
 	}
-	if v.Spec.SourceVolume != "" {
+	switch {
+	case v.Spec.SourceHandle != "":
+		answer.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: v.Spec.SourceHandle},
+		}}
+	case v.Spec.SourceVolume != "":
 		answer.ContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
 			Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: v.Spec.SourceVolume},
 		}}

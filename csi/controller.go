@@ -15,8 +15,7 @@ import (
 // leastVolume is the least size of a volume in bytes: one sector.
 const leastVolume = 512
 
-// controller serves the Controller service. Publishing and snapshots are not among its capabilities and answer
-// Unimplemented.
+// controller serves the Controller service. Publishing is not among its capabilities and answers Unimplemented.
 type controller struct {
 	csi.UnimplementedControllerServer
 	volumes provisioner.Controller

@@ -158,6 +158,6 @@ func TestWhatIsNotClaimedIsUnimplemented(t *testing.T) {
 	client := mustController(t, "v")
 	_, err := client.ControllerPublishVolume(t.Context(), &spec.ControllerPublishVolumeRequest{VolumeId: "v"})
 	wantCode(t, err, codes.Unimplemented)
-	_, err = client.CreateSnapshot(t.Context(), &spec.CreateSnapshotRequest{Name: "s"})
+	_, err = client.ControllerModifyVolume(t.Context(), &spec.ControllerModifyVolumeRequest{VolumeId: "v"})
 	wantCode(t, err, codes.Unimplemented)
 }

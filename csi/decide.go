@@ -13,7 +13,7 @@ import (
 type wish struct {
 	volume    string
 	image     string // the image that the volume came from; "" for one that was empty
-	source    string // the volume that it was cloned from; "" for none
+	source    string // the volume or snapshot that it was made from; "" for none
 	fsType    string // "": any
 	partition int32  // that the device is; 0 for a whole device
 	readOnly  bool
@@ -48,7 +48,7 @@ func decide(c mount.Content, w wish) (verdict, error) {
 func decideBlank(c mount.Content, w wish) (verdict, error) {
 	switch {
 	case w.source != "" && !c.Zeros:
-		return verdict{}, w.refuse("is a clone of volume %s and holds data, but no filesystem; use volumeMode Block", w.source)
+		return verdict{}, w.refuse("is a clone of %s and holds data, but no filesystem; use volumeMode Block", w.source)
 	case w.image != "":
 		return verdict{}, w.refuse("has no filesystem; use volumeMode Block, or an image with an ext4 or xfs on it")
 	case w.readOnly:

@@ -41,7 +41,7 @@ func TestDecide(t *testing.T) {
 	}{
 		"a blank image":                     {mount.Content{}, wish{volume: "v", image: "fedora"}, []string{"volume v (image fedora)", "no filesystem", "volumeMode Block"}},
 		"an empty volume, read-only":        {mount.Content{}, wish{volume: "v", readOnly: true}, []string{"cannot be formatted", "mode that writes"}},
-		"a clone with data of its own kind": {mount.Content{}, wish{source: "s"}, []string{"clone of volume s", "volumeMode Block"}},
+		"a clone with data of its own kind": {mount.Content{}, wish{source: "volume s"}, []string{"clone of volume s", "volumeMode Block"}},
 		"an image that holds a broken XFS":  {unfinished, wish{image: "fedora"}, []string{"never finished"}},
 		"a partitioned image":               {table, wish{image: "fedora"}, []string{"gpt", "volumeMode Block", `partition: "N"`, "1 (ext4, 10240 MiB)", "14 (no filesystem, 4 MiB)"}},
 		"a partition with a table inside":   {table, wish{image: "fedora", partition: 2}, []string{"partition 2 of", "volumeMode Block"}},

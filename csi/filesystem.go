@@ -153,7 +153,7 @@ func (s staging) inUse(d mount.Device) (bool, error) {
 var fsTypeParameters = []string{"fsType", "csi.storage.k8s.io/fstype"}
 
 func wishOf(v *v1alpha1.Volume, s staging) wish {
-	w := wish{volume: s.volume, fsType: s.fsType, readOnly: s.readOnly, partition: v.Spec.Partition, source: v.Spec.SourceVolume}
+	w := wish{volume: s.volume, fsType: s.fsType, readOnly: s.readOnly, partition: v.Spec.Partition, source: provisioner.SourceOf(v)}
 	for _, key := range fsTypeParameters {
 		w.fsType = cmp.Or(w.fsType, v.Spec.Parameters[key])
 	}

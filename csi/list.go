@@ -26,7 +26,7 @@ func (c *controller) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest)
 	if err != nil {
 		return nil, err
 	}
-	page, next := pageOf(volumes, first, int(r.GetMaxEntries()))
+	page, next := pageOf(volumes, volumeID, first, int(r.GetMaxEntries()))
 	answer := &csi.ListVolumesResponse{NextToken: next}
 	for _, v := range page {
 		answer.Entries = append(answer.Entries, &csi.ListVolumesResponse_Entry{
@@ -37,14 +37,16 @@ func (c *controller) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest)
 	return answer, nil
 }
 
-// pageOf cuts a page of at most size volumes, 0 for all, out of volumes sorted by ID, and the token of the next page.
-func pageOf(volumes []*v1alpha1.Volume, first string, size int) (page []*v1alpha1.Volume, next string) {
-	start := sort.Search(len(volumes), func(i int) bool { return volumes[i].Name >= first })
-	page = volumes[start:]
+func volumeID(v *v1alpha1.Volume) string { return v.Name }
+
+// pageOf cuts a page of at most size things, 0 for all, out of a list sorted by ID, and the token of the next page.
+func pageOf[T any](list []T, id func(T) string, first string, size int) (page []T, next string) {
+	start := sort.Search(len(list), func(i int) bool { return id(list[i]) >= first })
+	page = list[start:]
 	if size == 0 || size >= len(page) {
 		return page, ""
 	}
-	return page[:size], encodeToken(page[size].Name)
+	return page[:size], encodeToken(id(page[size]))
 }
 
 // tokenPrefix tells our tokens from anything else that happens to decode.

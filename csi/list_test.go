@@ -29,7 +29,7 @@ func TestPagesHoldEachVolumeOnce(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				page, next := pageOf(volumes, from, size)
+				page, next := pageOf(volumes, volumeID, from, size)
 				if size > 0 && len(page) > size {
 					t.Fatalf("a page of %d", len(page))
 				}
@@ -46,12 +46,12 @@ func TestPagesHoldEachVolumeOnce(t *testing.T) {
 }
 
 func TestTokenOutlivesItsVolume(t *testing.T) {
-	_, token := pageOf(volumesNamed("a", "b", "c", "d"), "", 2)
+	_, token := pageOf(volumesNamed("a", "b", "c", "d"), volumeID, "", 2)
 	from, err := decodeToken(token)
 	if err != nil {
 		t.Fatal(err)
 	}
-	page, _ := pageOf(volumesNamed("aa", "d"), from, 0) // c, which the token names, is gone
+	page, _ := pageOf(volumesNamed("aa", "d"), volumeID, from, 0) // c, which the token names, is gone
 	if len(page) != 1 || page[0].Name != "d" {
 		t.Errorf("got %v", page)
 	}

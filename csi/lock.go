@@ -46,14 +46,16 @@ func (l *locks) try(key, method string) (release func(), err error) {
 	}, nil
 }
 
-// readOnly methods name a volume and leave it as it is, so they exclude nobody.
+// readOnly methods name a volume or a snapshot and leave it as it is, so they exclude nobody.
 var readOnly = map[string]bool{
 	"ValidateVolumeCapabilities": true,
 	"ControllerGetVolume":        true,
 	"NodeGetVolumeStats":         true,
+	"GetSnapshot":                true,
+	"ListSnapshots":              true,
 }
 
-// exclude is the interceptor that admits one call at a time for each volume of a service. Controller and Node do not
+// exclude is the interceptor that admits one call at a time for each volume and snapshot of a service. Controller and Node do not
 // exclude each other: they are two processes in a cluster, and one here is no different.
 func (l *locks) exclude(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	service, method := path.Split(info.FullMethod)
@@ -69,9 +71,20 @@ func (l *locks) exclude(ctx context.Context, req any, info *grpc.UnaryServerInfo
 	return next(ctx, req)
 }
 
-// subjectOf names the volume that a request is about; "" for none. A volume that is being created has only a name.
+// subjectOf names the volume or snapshot that a request is about; "" for none. One that is being created has only a name.
 func subjectOf(req any) string {
 	switch r := req.(type) {
+	case interface{ GetSnapshotId() string }:
+		if id := r.GetSnapshotId(); id != "" {
+			return "snapshot " + id
+		}
+	case interface {
+		GetName() string
+		GetSourceVolumeId() string
+	}:
+		if name := r.GetName(); name != "" {
+			return "snapshot named " + name
+		}
 	case interface{ GetVolumeId() string }:
 		if id := r.GetVolumeId(); id != "" {
 			return "volume " + id

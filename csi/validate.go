@@ -50,7 +50,7 @@ func firstError(errs ...error) error {
 // createRequest parses a CreateVolume call.
 func createRequest(r *csi.CreateVolumeRequest) (provisioner.CreateRequest, error) {
 	size, err := parseRange(r.GetCapacityRange())
-	source, serr := parseSource(r.GetVolumeContentSource())
+	volume, snapshot, serr := parseSource(r.GetVolumeContentSource())
 	nodes, nerr := parseRequirement(r.GetAccessibilityRequirements())
 	err = firstError(checkName(r.GetName()), checkCapabilities(r.GetVolumeCapabilities()), err, serr, nerr, checkMutable(r.GetMutableParameters()))
 	if err != nil {
@@ -61,7 +61,8 @@ func createRequest(r *csi.CreateVolumeRequest) (provisioner.CreateRequest, error
 		RequiredBytes: size.required,
 		LimitBytes:    size.limit,
 		Parameters:    r.GetParameters(),
-		SourceVolume:  source,
+		SourceVolume:  volume,
+		SourceHandle:  snapshot,
 		Nodes:         nodes,
 		Secrets:       parseSecrets(r.GetSecrets()),
 	}, nil
@@ -95,17 +96,19 @@ func checkMutable(parameters map[string]string) error {
 	return nil
 }
 
-// parseSource returns the volume to clone, "" for none.
-func parseSource(s *csi.VolumeContentSource) (string, error) {
+// parseSource returns the volume to clone, or the snapshot to start from; "" for none.
+func parseSource(s *csi.VolumeContentSource) (volume, snapshot string, err error) {
 	switch {
 	case s == nil:
-		return "", nil
+		return "", "", nil
 	case s.GetSnapshot() != nil:
-		return "", invalid("volume_content_source.snapshot", "this version has no snapshots; clone the volume instead")
+		snapshot = s.GetSnapshot().GetSnapshotId()
+		return "", snapshot, required("volume_content_source.snapshot.snapshot_id", snapshot)
 	case s.GetVolume() != nil:
-		return s.GetVolume().GetVolumeId(), required("volume_content_source.volume.volume_id", s.GetVolume().GetVolumeId())
+		volume = s.GetVolume().GetVolumeId()
+		return volume, "", required("volume_content_source.volume.volume_id", volume)
 	}
-	return "", invalid("volume_content_source", "names neither a volume nor a snapshot")
+	return "", "", invalid("volume_content_source", "names neither a volume nor a snapshot")
 }
 
 // sizes is a capacity range in bytes; 0 means not given.

@@ -80,9 +80,9 @@ func TestCreateRequestRefuses(t *testing.T) {
 		"a negative size":        {func(r *csi.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = -1 }, backingimage.Invalid, "required_bytes: -1"},
 		"a negative limit":       {func(r *csi.CreateVolumeRequest) { r.CapacityRange.LimitBytes = -1 }, backingimage.Invalid, "limit_bytes: -1"},
 		"a limit below the size": {func(r *csi.CreateVolumeRequest) { r.CapacityRange.LimitBytes = 1 }, backingimage.OutOfRange, "limit_bytes 1"},
-		"a snapshot": {func(r *csi.CreateVolumeRequest) {
-			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"}}}
-		}, backingimage.Invalid, "no snapshots"},
+		"a snapshot without an ID": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{}}}
+		}, backingimage.Invalid, "snapshot_id"},
 		"a source that names nothing":   {func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} }, backingimage.Invalid, "volume_content_source"},
 		"a source volume without an ID": {func(r *csi.CreateVolumeRequest) { r.VolumeContentSource.GetVolume().VolumeId = "" }, backingimage.Invalid, "volume_id"},
 		"a topology of someone else's": {func(r *csi.CreateVolumeRequest) {

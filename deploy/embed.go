@@ -6,5 +6,5 @@ import "embed"
 
 // CRDs has the definitions of all kinds of plinth.dev, in the folder crds.
 //
-//go:embed crds/*.yaml
+//go:embed crds/plinth.dev_*.yaml
 var CRDs embed.FS

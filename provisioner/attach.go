@@ -77,17 +77,17 @@ func (a *Attacher) ready(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Vol
 		return now.Status.State == v1alpha1.VolumeReady, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return latest, backingimage.Errorf(backingimage.NotReady, "volume %s is not ready yet: %s", id, a.progress(latest))
+		return latest, backingimage.Errorf(backingimage.NotReady, "volume %s is not ready yet: %s", id, waitsFor(a.store, latest))
 	}
 	return latest, err
 }
 
-// progress says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
-func (a *Attacher) progress(v *v1alpha1.Volume) string {
+// waitsFor says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
+func waitsFor(s *store.Store, v *v1alpha1.Volume) string {
 	if !v.Waits() {
 		return cmp.Or(v.Status.Message, "its agent has not made it yet")
 	}
-	c, ok := a.store.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
+	c, ok := s.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
 	if !ok {
 		return cmp.Or(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
 	}

@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,9 +129,9 @@ func TestVolumesOfADiskInTrouble(t *testing.T) {
 	})
 }
 
-func must(tb testing.TB, err error) {
+func must(tb testing.TB, errs ...error) {
 	tb.Helper()
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		tb.Fatal(err)
 	}
 }

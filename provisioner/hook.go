@@ -19,37 +19,49 @@ import (
 type draft struct {
 	request    CreateRequest
 	parameters Parameters
-	source     *v1alpha1.Volume       // the volume it clones, if any
+	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
+	source     *origin                // the volume or snapshot it is made from, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
 	bytes      int64
 	disk       *v1alpha1.Disk
 }
 
-// hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
-func (p *Provisioner) hooks() []func(context.Context, *draft) error {
-	return []func(context.Context, *draft) error{p.resolveSource, p.ensureImage, p.decideSize, p.place}
+// origin is what a volume is made from when that is no image.
+type origin struct {
+	what             string // for people
+	volume, snapshot string // name of the object; one is set
+	disk             string // that holds it
+	bytes            int64
+	image            *v1alpha1.VolumeImage // what its content began as
 }
 
-// resolveSource finds the volume to clone, and waits until it is made. A clone's data comes from it, whatever image the
-// class names.
+// hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
+func (p *Provisioner) hooks() []func(context.Context, *draft) error {
+	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, p.ensureImage, p.decideSize, p.place}
+}
+
+// resolveSource finds the volume to clone, or the snapshot to start from, and waits until that is made. The data comes from it, whatever
+// image the class names.
 func (p *Provisioner) resolveSource(ctx context.Context, d *draft) error {
+	if d.request.SourceHandle != "" {
+		h, err := ParseHandle(d.request.SourceHandle)
+		if err != nil {
+			return backingimage.Errorf(backingimage.NotFound, "%w", err)
+		}
+		return snapshotTypes[h.Type](p).source(ctx, d, h)
+	}
 	id := d.request.SourceVolume
 	if id == "" {
 		return nil
 	}
 	v, err := p.store.Volumes.Live(ctx, id)
+	if err == nil {
+		v, err = p.settled(ctx, v)
+	}
 	if err != nil {
 		return err
 	}
-	if v.DeletionTimestamp != nil {
-		return backingimage.Errorf(backingimage.Precondition, "volume %s, which is to be cloned, is being deleted", id)
-	}
-	if v.Status.State != v1alpha1.VolumeReady {
-		if v, err = p.made(ctx, v); err != nil {
-			return waited(err, "volume %s, which is to be cloned, is not ready yet: %s", id, v.Status.Message)
-		}
-	}
-	d.source = v
+	d.source = &origin{what: "volume " + id, volume: id, disk: v.Spec.DiskUUID, bytes: v.Status.CapacityBytes, image: v.Spec.Image}
 	return nil
 }
 
@@ -199,7 +211,7 @@ func (p *Provisioner) decideSize(ctx context.Context, d *draft) error {
 	least, from := int64(0), ""
 	switch {
 	case d.source != nil:
-		least, from = d.source.Status.CapacityBytes, "volume "+d.source.Name
+		least, from = d.source.bytes, d.source.what
 	case d.image != nil:
 		virtual, err := p.virtualSize(ctx, d.image)
 		if err != nil {

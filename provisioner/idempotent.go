@@ -9,7 +9,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
-// Idempotent makes Create of a Controller safe to repeat: a volume of that name that answers the request is returned
+// Idempotent makes Create and CreateSnapshot of a Controller safe to repeat: a thing of that name that answers the request is returned
 // as it is, one that does not is a Conflict that names each difference. The rest passes through.
 type Idempotent struct{ Controller }
 
@@ -49,6 +49,9 @@ func answers(v *v1alpha1.Volume, r CreateRequest) error {
 	if v.Spec.SourceVolume != r.SourceVolume {
 		differs = append(differs, fmt.Sprintf("it was cloned from volume %q, not %q", v.Spec.SourceVolume, r.SourceVolume))
 	}
+	if v.Spec.SourceHandle != r.SourceHandle {
+		differs = append(differs, fmt.Sprintf("it was made from snapshot %q, not %q", v.Spec.SourceHandle, r.SourceHandle))
+	}
 	class := classParameters(r.Parameters)
 	for _, key := range sortedKeys(class, v.Spec.Parameters) {
 		if class[key] != v.Spec.Parameters[key] {
@@ -58,8 +61,60 @@ func answers(v *v1alpha1.Volume, r CreateRequest) error {
 	if len(differs) > 0 {
 		return backingimage.Errorf(backingimage.Conflict, "volume %q exists and differs: %s", r.Name, strings.Join(differs, "; "))
 	}
-	if v.Spec.SourceVolume != "" && v.Status.State != v1alpha1.VolumeReady { // its source is needed until it is made
-		return backingimage.Errorf(backingimage.NotReady, "volume %q is still being cloned from volume %s: %s", r.Name, r.SourceVolume, v.Status.Message)
+	if from := SourceOf(v); from != "" && v.Status.State != v1alpha1.VolumeReady { // its source is needed until it is made
+		if v.Status.State == v1alpha1.VolumeFailed {
+			return failure(v)
+		}
+		return backingimage.Errorf(backingimage.NotReady, "volume %q is still being cloned from %s: %s", r.Name, from, v.Status.Message)
+	}
+	return nil
+}
+
+// CreateSnapshot implements Snapshots.
+func (i Idempotent) CreateSnapshot(ctx context.Context, r SnapshotRequest) (Snapshot, error) {
+	for {
+		existing, err := i.SnapshotNamed(ctx, r.Name)
+		switch {
+		case err == nil && existing.Failed != nil: // left by a call that was killed before it took it away
+			if err := i.DeleteSnapshot(ctx, existing.Handle); err != nil {
+				return existing, err
+			}
+		case err == nil:
+			return existing, existing.answers(r)
+		case !backingimage.Is(err, backingimage.NotFound):
+			return existing, err
+		}
+		created, err := i.Controller.CreateSnapshot(ctx, r)
+		if !backingimage.Is(err, backingimage.Conflict) {
+			return created, err
+		}
+		if _, lost := i.SnapshotNamed(ctx, r.Name); lost != nil { // it is no snapshot that has the name
+			return created, err
+		}
+	}
+}
+
+// answers compares an existing snapshot with a request.
+func (s Snapshot) answers(r SnapshotRequest) error {
+	p, err := ParseSnapshotParameters(r.Parameters)
+	if err != nil {
+		return err
+	}
+	var differs []string
+	if s.Volume != r.Volume {
+		differs = append(differs, fmt.Sprintf("it is of volume %q, not %q", s.Volume, r.Volume))
+	}
+	if s.Type != p.Type {
+		differs = append(differs, fmt.Sprintf("its type is %s, not %s", s.Type, p.Type))
+	}
+	if s.ExportType != p.ExportType {
+		differs = append(differs, fmt.Sprintf("its %s is %q, not %q", keyExportType, s.ExportType, p.ExportType))
+	}
+	if len(differs) > 0 {
+		return backingimage.Errorf(backingimage.Conflict, "snapshot %q exists and differs: %s", r.Name, strings.Join(differs, "; "))
+	}
+	if !s.Taken {
+		return backingimage.Errorf(backingimage.NotReady, "snapshot %q is not taken yet: %s", r.Name, s.Message)
 	}
 	return nil
 }

@@ -1,23 +1,21 @@
 package provisioner
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	"plinth.dev/plinth/backingimage"
 )
 
-// unknownKey refuses a key and names the known one that was probably meant.
-func unknownKey(key string) error {
+// unknownKey refuses a key and names the known one, of a sorted list, that was probably meant.
+func unknownKey(key string, all []string) error {
 	best, distance := "", len(key)/2+1
-	for _, known := range slices.Sorted(maps.Keys(parsers)) {
+	for _, known := range all {
 		if d := editDistance(strings.ToLower(key), strings.ToLower(known)); d < distance {
 			best, distance = known, d
 		}
 	}
 	if best == "" {
-		return backingimage.Errorf(backingimage.Invalid, "parameter %q is not known; see the reference of StorageClass parameters", key)
+		return backingimage.Errorf(backingimage.Invalid, "parameter %q is not known; see the reference of class parameters", key)
 	}
 	return backingimage.Errorf(backingimage.Invalid, "parameter %q is not known; did you mean %q?", key, best)
 }

@@ -25,6 +25,7 @@ type Parameters struct {
 	NodeSelector      []string // of the volume
 	DiskSelector      []string
 	MkfsParams        string
+	AllowOverride     bool     // a claim may name another image by its annotation
 	Partition         int32    // 0: the whole device
 	Ignored           []string // keys of Longhorn's that mean nothing here, for one warning
 }
@@ -45,6 +46,7 @@ const (
 	keyCSIFSType        = "csi.storage.k8s.io/fstype"
 	keyMkfs             = "mkfsParams"
 	keyPartition        = "partition"
+	keyAllowOverride    = "allowBackingImageOverride"
 	keyBackup           = "fromBackup"
 	keyReplicas         = "numberOfReplicas"
 	keyEngine           = "dataEngine"
@@ -52,8 +54,14 @@ const (
 	keyMigratable       = "migratable"
 )
 
-// metadataKeys are added by the provisioner sidecar's --extra-create-metadata; they describe the claim.
-var metadataKeys = []string{"csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name"}
+// Keys that the provisioner sidecar's --extra-create-metadata adds; they describe the claim.
+const (
+	keyClaimName      = "csi.storage.k8s.io/pvc/name"
+	keyClaimNamespace = "csi.storage.k8s.io/pvc/namespace"
+	keyVolumeName     = "csi.storage.k8s.io/pv/name"
+)
+
+var metadataKeys = []string{keyClaimName, keyClaimNamespace, keyVolumeName}
 
 // ignoredKeys are Longhorn's knobs for replicas, snapshots and shares: accepted so that its classes carry over.
 var ignoredKeys = []string{
@@ -81,6 +89,7 @@ var parsers = map[string]parser{
 	keyCSIFSType:        checkFSType(keyCSIFSType),
 	keyMkfs:             func(p *Parameters, v string) error { p.MkfsParams = v; return nil },
 	keyPartition:        parsePartition,
+	keyAllowOverride:    parseAllowOverride,
 	keyBackup:           refuse(keyBackup, "restoring from a backup is not in this version; remove the key, or name a backingImage"),
 	keyReplicas:         only(keyReplicas, "1", "a volume is one file on one node's disk; remove the key or set it to 1, and keep copies of its data with backups"),
 	keyEngine:           only(keyEngine, "v1", "there is one engine here, which answers to v1; remove the key or set it to v1"),
@@ -100,7 +109,7 @@ func ParseParameters(raw map[string]string) (Parameters, error) {
 		case slices.Contains(ignoredKeys, key):
 			p.Ignored = append(p.Ignored, key)
 		case !known:
-			return p, unknownKey(key)
+			return p, unknownKey(key, slices.Sorted(maps.Keys(parsers)))
 		case value != "":
 			if err := parse(&p, value); err != nil {
 				return p, err
@@ -207,6 +216,14 @@ func parsePartition(p *Parameters, v string) error {
 		return invalid(keyPartition, "%q is not the number of a partition; use 1 to 128, or remove the key to mount the whole device", v)
 	}
 	p.Partition = int32(n)
+	return nil
+}
+
+func parseAllowOverride(p *Parameters, v string) error {
+	if v != "true" && v != "false" {
+		return invalid(keyAllowOverride, "%s: say \"true\" to let claims name another image by the annotation %s, or \"false\"", shortened(v), v1alpha1.ImageAnnotation)
+	}
+	p.AllowOverride = v == "true"
 	return nil
 }
 

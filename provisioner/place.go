@@ -13,6 +13,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/placement"
+	"plinth.dev/plinth/backingimage/store"
 )
 
 // place chooses the disk: allowed by topology and selectors, with room, near the front of the wanted nodes, and
@@ -44,12 +45,12 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 
 // placeClone puts a clone on its source's disk, where it costs nothing.
 func (p *Provisioner) placeClone(d *draft) error {
-	disk, ok := p.store.Disks.Get(d.source.Spec.DiskUUID)
+	disk, ok := p.store.Disks.Get(d.source.disk)
 	if !ok {
-		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds volume %s, is not registered", d.source.Spec.DiskUUID, d.source.Name)
+		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds %s, is not registered", d.source.disk, d.source.what)
 	}
 	if n := d.request.Nodes; len(n) > 0 && disk.Spec.NodeName != "" && !slices.Contains(n, disk.Spec.NodeName) {
-		return backingimage.Errorf(backingimage.Full, "volume %s is on node %s, and a clone must be there too; the request allows %s", d.source.Name, disk.Spec.NodeName, strings.Join(n, ", "))
+		return backingimage.Errorf(backingimage.Full, "%s is on node %s, and a clone must be there too; the request allows %s", d.source.what, disk.Spec.NodeName, strings.Join(n, ", "))
 	}
 	if why := p.candidate(disk).lacks(d.bytes, 0, p.options); why != "" {
 		return noDisk(d.bytes, []string{"disk " + disk.Name + ": " + why})
@@ -78,15 +79,11 @@ type candidate struct {
 
 func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	c := &candidate{disk: disk}
-	for _, v := range p.store.Volumes.List() {
-		if v.Spec.DiskUUID == disk.Name {
-			c.promised += v.Spec.CapacityBytes
-		}
+	for _, v := range p.store.Volumes.By(store.ByDisk, disk.Name) {
+		c.promised += v.Spec.CapacityBytes
 	}
-	for _, b := range p.store.Copies.List() {
-		if b.Spec.DiskUUID == disk.Name {
-			c.promised += placement.CopyBytes(b)
-		}
+	for _, b := range p.store.Copies.By(store.ByDisk, disk.Name) {
+		c.promised += placement.CopyBytes(b)
 	}
 	return c
 }
@@ -114,11 +111,15 @@ func (p *Provisioner) refuses(c *candidate, d *draft) string {
 	case known && !placement.HasTags(node.Spec.Tags, d.parameters.NodeSelector):
 		return fmt.Sprintf("its node lacks a tag of nodeSelector %q", d.parameters.NodeSelector)
 	}
-	imageBytes := int64(0)
-	if d.image != nil && p.copyState(d.image, disk.Name) == "" {
-		imageBytes = placement.ImageBytes(d.image)
+	return c.lacks(d.bytes, p.imageBytes(d, disk), p.options)
+}
+
+// imageBytes is what a copy of the draft's image will take of a disk that has none.
+func (p *Provisioner) imageBytes(d *draft, disk *v1alpha1.Disk) int64 {
+	if d.image == nil || p.copyState(d.image, disk.Name) != "" {
+		return 0
 	}
-	return c.lacks(d.bytes, imageBytes, p.options)
+	return placement.ImageBytes(d.image)
 }
 
 // lacks says what room is missing for a volume and, where it has to come first, its image; "" when there is enough.
@@ -168,13 +169,16 @@ func (p *Provisioner) roomToGrow(v *v1alpha1.Volume, bytes int64) error {
 	return nil
 }
 
-// Capacity implements Controller.
+// Capacity implements Controller. Where the image that the parameters name has no copy yet, room is left for one.
 func (p *Provisioner) Capacity(_ context.Context, raw map[string]string, node string) (available, largest int64, err error) {
 	parameters, err := ParseParameters(raw)
 	if err != nil {
 		return 0, 0, err
 	}
 	d := &draft{parameters: parameters}
+	if image, known := p.store.Images.Get(parameters.Image); known {
+		d.image = image
+	}
 	if node != "" {
 		d.request.Nodes = []string{node}
 	}
@@ -183,7 +187,7 @@ func (p *Provisioner) Capacity(_ context.Context, raw map[string]string, node st
 		if p.refuses(c, d) != "" {
 			continue
 		}
-		room := p.options.limits().Promisable(disk) - c.promised
+		room := p.options.limits().Promisable(disk) - c.promised - p.imageBytes(d, disk)
 		available += room
 		largest = max(largest, room)
 	}

@@ -32,6 +32,8 @@ type Options struct {
 	SizeWait time.Duration
 	// AgentWait bounds how long Create of a clone, Delete and Expand wait for the agent when the caller sets no deadline; default 1 min.
 	AgentWait time.Duration
+	// Claims for which volumes are asked; nil where the orchestrator has none that can be read.
+	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
 }
@@ -91,7 +93,7 @@ func (p *Provisioner) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Vo
 	if err != nil {
 		return nil, err
 	}
-	if r.SourceVolume != "" {
+	if d.source != nil {
 		return p.cloned(ctx, volume)
 	}
 	return volume, nil
@@ -103,13 +105,14 @@ func (d *draft) volume() *v1alpha1.Volume {
 		ObjectMeta: metav1.ObjectMeta{Name: VolumeID(d.request.Name), Finalizers: []string{v1alpha1.VolumeFinalizer}},
 		Spec: v1alpha1.VolumeSpec{
 			Name: d.request.Name, CapacityBytes: d.bytes, DiskUUID: d.disk.Name, NodeName: d.disk.Spec.NodeName,
-			SourceVolume: d.request.SourceVolume, Parameters: classParameters(d.request.Parameters),
+			SourceVolume: d.request.SourceVolume, SourceHandle: d.request.SourceHandle, Claim: d.claim, Parameters: classParameters(d.request.Parameters),
 			Partition: d.parameters.Partition, MkfsParams: d.parameters.MkfsParams,
 		},
 	}
 	switch {
 	case d.source != nil:
-		v.Spec.Image = d.source.Spec.Image.DeepCopy() // what its content began as, which does not change by cloning
+		v.Spec.SourceSnapshot = d.source.snapshot
+		v.Spec.Image = d.source.image.DeepCopy() // what its content began as, which does not change by cloning
 	case d.image != nil:
 		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
 	}
@@ -125,10 +128,21 @@ func classParameters(raw map[string]string) map[string]string {
 	return class
 }
 
-// cloned waits until a clone of a volume is made, so that its source may be deleted once Create has answered.
+// cloned waits until a clone is made, so that its source may be deleted once Create has answered.
 func (p *Provisioner) cloned(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
 	v, err := p.made(ctx, v)
-	return v, waited(err, "volume %s: cloning volume %s on node %s is not done yet: %s", v.Name, v.Spec.SourceVolume, v.Spec.NodeName, v.Status.Message)
+	return v, waited(err, "volume %s: cloning %s on node %s is not done yet: %s", v.Name, SourceOf(v), v.Spec.NodeName, v.Status.Message)
+}
+
+// SourceOf says what a volume is made from, "" when that is an image or nothing.
+func SourceOf(v *v1alpha1.Volume) string {
+	switch {
+	case v.Spec.SourceVolume != "":
+		return "volume " + v.Spec.SourceVolume
+	case v.Spec.SourceSnapshot != "":
+		return "snapshot " + v.Spec.SourceSnapshot
+	}
+	return ""
 }
 
 // made waits until a volume is ready and returns the latest of it, also beside an error.
@@ -146,6 +160,18 @@ func (p *Provisioner) made(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.V
 		return now.Status.State == v1alpha1.VolumeReady, nil
 	})
 	return v, err
+}
+
+// settled waits until a volume is made that something is to be made of.
+func (p *Provisioner) settled(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	if v.DeletionTimestamp != nil {
+		return v, backingimage.Errorf(backingimage.Precondition, "volume %s is being deleted; nothing can be made of it any more", v.Name)
+	}
+	if v.Status.State == v1alpha1.VolumeReady {
+		return v, nil
+	}
+	v, err := p.made(ctx, v)
+	return v, waited(err, "volume %s is not ready yet, so that nothing can be made of it: %s", v.Name, v.Status.Message)
 }
 
 // waited turns the end of a wait's time into NotReady with what it was waiting for.

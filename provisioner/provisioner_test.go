@@ -32,6 +32,7 @@ type world struct {
 	node    provisioner.Node
 	engine  engine.Engine
 	secrets credential.Store
+	claims  claims
 }
 
 func newWorld(t *testing.T) *world { return newWorldOn(t, 1) }
@@ -40,7 +41,7 @@ func newWorld(t *testing.T) *world { return newWorldOn(t, 1) }
 func newWorldOn(t *testing.T, disks int) *world {
 	t.Helper()
 	disktest.NeedRoot(t)
-	w := &world{}
+	w := &world{claims: claims{}}
 	byDisk := map[string]engine.Engine{}
 	var pools []*disk.Disk
 	for range disks {
@@ -63,9 +64,9 @@ func newWorldOn(t *testing.T, disks int) *world {
 	w.Exporter = func(open *disk.Set) node.Exporter { return enginesOf(open) }
 	w.More = func(s *store.Store) []nodetest.Part {
 		engines := enginesOf(w.Set)
-		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets})}
+		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets, Claims: w.claims})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
-		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines)}
+		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines), provisioner.NewSnapshotLoop(s, engines)}
 	}
 	w.Start()
 	return w

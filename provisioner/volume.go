@@ -14,14 +14,16 @@ type CreateRequest struct {
 	LimitBytes    int64             // at most this size; 0: no limit
 	Parameters    map[string]string // the StorageClass's
 	SourceVolume  string            // ID of the volume to clone; "" for none
+	SourceHandle  string            // of the snapshot to start from; "" for none
 	Nodes         []string          // nodes it may be on, in order of preference; empty: any
 	// Secrets are the content of the class's provisioner secret, with which an image is downloaded on demand.
 	Secrets map[string]credential.Secret
 }
 
-// Controller is the cluster's side of a volume's life. All methods are safe to repeat; errors carry a
+// Controller is the cluster's side of the lives of volumes and snapshots. All methods are safe to repeat; errors carry a
 // backingimage.Kind and a message that is complete.
 type Controller interface {
+	Snapshots
 	// Create decides where the volume goes, writes it and returns without waiting for its data. An equal volume of
 	// that name is returned as it is; a different one is Conflict and the message names the difference.
 	Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volume, error)

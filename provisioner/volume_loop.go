@@ -116,9 +116,9 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}
 	log := klog.FromContext(ctx)
 	switch {
-	case v.Spec.SourceVolume != "":
-		log.Info("Cloning volume", "volume", v.Name, "source", v.Spec.SourceVolume)
-		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume})
+	case v.Spec.SourceVolume != "" || v.Spec.SourceSnapshot != "":
+		log.Info("Cloning", "volume", v.Name, "source", SourceOf(v))
+		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume, Snapshot: v.Spec.SourceSnapshot})
 	case v.Spec.Image != nil:
 		if err := l.imageReady(ctx, v); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/event"
 )
 
 // apply brings a decision about. Each step is safe to repeat; one that fails ends it, and the next plan goes on from there.
@@ -154,5 +155,5 @@ func (c *Images) modifyStatus(ctx context.Context, name string, change func(*v1a
 }
 
 func (c *Images) record(ctx context.Context, s State, reason string, warning bool, message string) {
-	c.options.Recorder.Record(ctx, Event{Kind: "BackingImage", Name: s.Image.Name, Warning: warning, Reason: reason, Message: message})
+	c.options.Recorder.Record(ctx, event.Event{About: event.Ours("BackingImage", s.Image.Name, s.Image.UID), Warning: warning, Reason: reason, Message: message})
 }

@@ -94,9 +94,25 @@ func TestDecisions(t *testing.T) {
 			then(copies(2), disks("d1/n1/10", "d2/n1/90", "d3/n2/1", "d4/n3/1"), ready("d1", "d2"), evictNode("n1")),
 			decision{create: "d3 d4", state: v1alpha1.CopyReady},
 		},
-		"a cordoned Kubernetes node is moved off like an evicted one": {
+		"the last copy on a cordoned Kubernetes node is made elsewhere": {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1"), cordon("n1")),
-			decision{create: "d2", says: "node n1 is cordoned", state: v1alpha1.CopyReady},
+			decision{create: "d2", says: "evicting: node n1 is cordoned; it stays until 1 copies are ready elsewhere, 0 are", state: v1alpha1.CopyReady},
+		},
+		"a copy on a cordoned node stays, for most often the node comes back": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), used("d1", time.Minute), used("d2", time.Minute), cordon("n1")),
+			decision{state: v1alpha1.CopyReady},
+		},
+		"and goes like any that is not needed when the node stays cordoned": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), used("d1", 2*time.Hour), used("d2", 2*time.Hour), cordon("n1")),
+			decision{delete: "d1", state: v1alpha1.CopyReady},
+		},
+		"prefetch keeps the copy on a cordoned node, and makes none there": {
+			then(copies(1), prefetch, disks("d1/n1/10", "d2/n1/90", "d3/n2/90"), ready("d1", "d3"), used("d1", 2*time.Hour), cordon("n1")),
+			decision{state: v1alpha1.CopyReady},
+		},
+		"who is asked to leave a cordoned node leaves": {
+			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), used("d1", time.Minute), cordon("n1"), evictNode("n1")),
+			decision{delete: "d1", state: v1alpha1.CopyReady},
 		},
 		"eviction of an entry moves that copy only": {
 			then(copies(1), disks("d1/n1/10", "d2/n2/90"), ready("d1", "d2"), mapped("d1", true)),

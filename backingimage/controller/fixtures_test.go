@@ -219,6 +219,8 @@ func theNode(name string, do func(*v1alpha1.StorageNode)) func(*controller.State
 	}
 }
 
+func prefetch(s *controller.State) { s.Image.Spec.Prefetch = true }
+
 func evictDisk(name string) func(*controller.State) {
 	return theDisk(name, func(d *v1alpha1.Disk) { d.Spec.EvictionRequested = true })
 }

@@ -11,6 +11,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/event"
 	"plinth.dev/plinth/backingimage/placement"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/store"
@@ -31,14 +32,14 @@ type Options struct {
 	// Credentials keeps the secrets that go with their images; nil when there are none.
 	Credentials credential.Store
 	Settings    Settings
-	Recorder    Recorder // default LogRecorder
+	Recorder    event.Recorder // default event.Log
 	Clock       clock.WithTicker
 }
 
 func (o Options) withDefaults() Options {
 	o.Settings = o.Settings.WithDefaults()
 	if o.Recorder == nil {
-		o.Recorder = LogRecorder{}
+		o.Recorder = event.Log{}
 	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}

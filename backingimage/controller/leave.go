@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -25,12 +26,11 @@ func (p *planner) leave() {
 		switch {
 		case p.anew(c) != "":
 			p.delete(c.Name, p.anew(c))
-		case why == "":
-		case safe >= p.minimum:
+		case why != "" && safe >= p.minimum:
 			p.delete(c.Name, why)
 			p.Safe = stay
-		default:
-			c.leaving = fmt.Sprintf("%s; it stays until %d copies are ready elsewhere, %d are", why, p.minimum, safe)
+		case why != "" || c.cordoned != "" && safe < p.minimum:
+			c.leaving = fmt.Sprintf("%s; it stays until %d copies are ready elsewhere, %d are", cmp.Or(c.evicting, c.cordoned, why), p.minimum, safe)
 		}
 		if c.Spec.CleanupRequested && (why == "" || safe < p.minimum) {
 			p.refuse(c, safe)

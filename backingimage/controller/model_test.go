@@ -310,7 +310,7 @@ func (m *model) checkRest(d controller.Decision) {
 		if on != nil && m.told(on.Name) && !m.tiny[on.Name] && !m.waits(on.Name) {
 			surplus++
 		}
-		if on != nil && !proper && d.Short == "" && !m.waits(on.Name) && m.evicts(on) {
+		if on != nil && !proper && d.Short == "" && !m.waits(on.Name) && (m.evicts(on) || m.cordoned(on) && m.told(on.Name) && !spec.Prefetch && spec.DiskFileSpecMap == nil) {
 			m.fail("rests with copy %s on a disk that evicts", c.Name)
 		}
 		if c.Spec.CleanupRequested {
@@ -327,12 +327,15 @@ func (m *model) checkRest(d controller.Decision) {
 
 // proper reports whether a copy on a disk counts towards the image's minimum.
 func (m *model) proper(d *v1alpha1.Disk) bool {
-	return placement.HasTags(d.Spec.Tags, m.s.Image.Spec.DiskSelector) && !m.evicts(d)
+	return placement.HasTags(d.Spec.Tags, m.s.Image.Spec.DiskSelector) && !m.evicts(d) && !m.cordoned(d)
 }
 
 func (m *model) evicts(d *v1alpha1.Disk) bool {
-	cordoned := slices.ContainsFunc(m.s.Nodes, func(n *v1alpha1.StorageNode) bool { return n.Name == d.Spec.NodeName && n.Status.Cordoned })
-	return cordoned || d.Spec.EvictionRequested || m.s.Image.Spec.DiskFileSpecMap[d.Name].EvictionRequested
+	return d.Spec.EvictionRequested || m.s.Image.Spec.DiskFileSpecMap[d.Name].EvictionRequested
+}
+
+func (m *model) cordoned(d *v1alpha1.Disk) bool {
+	return slices.ContainsFunc(m.s.Nodes, func(n *v1alpha1.StorageNode) bool { return n.Name == d.Spec.NodeName && n.Status.Cordoned })
 }
 
 func (m *model) waits(disk string) bool {

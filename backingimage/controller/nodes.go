@@ -116,18 +116,14 @@ func (n *Nodes) forget(name string) {
 // silent writes that nothing is heard of a node, unless something was just now.
 func (n *Nodes) silent(ctx context.Context, node *v1alpha1.StorageNode, h heard) error {
 	message := fmt.Sprintf("nothing was heard of its agent for %s; is the machine up, and does it reach the API?", n.options.Settings.NodeSilence)
-	changed := false
 	_, err := n.store.Nodes.ModifyStatus(ctx, node.Name, func(now *v1alpha1.StorageNode) {
-		changed = now.Status.LastHeartbeatTime.Equal(&h.heartbeat) && meta.SetStatusCondition(&now.Status.Conditions, metav1.Condition{
+		if !now.Status.LastHeartbeatTime.Equal(&h.heartbeat) {
+			return
+		}
+		meta.SetStatusCondition(&now.Status.Conditions, metav1.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.NodeSilent, Message: message,
 			LastTransitionTime: metav1.NewTime(n.options.Clock.Now()),
 		})
 	})
-	if err != nil {
-		return backingimage.IgnoreNotFound(err)
-	}
-	if changed {
-		n.options.Recorder.Record(ctx, Event{Kind: "StorageNode", Name: node.Name, Warning: true, Reason: v1alpha1.NodeSilent, Message: fmt.Sprintf("node %s is silent: %s", node.Name, message)})
-	}
-	return nil
+	return backingimage.IgnoreNotFound(err)
 }

@@ -18,7 +18,7 @@ const shortRetry = time.Minute
 // findEligible finds the disks on which the image may get a new copy by our own choice.
 func (p *planner) findEligible() {
 	for _, d := range p.State.Disks {
-		if !p.allows(d) || !p.matches(d) || p.evicts(d, d.Name) != "" {
+		if !p.allows(d) || !p.matches(d) || p.avoids(d) {
 			continue
 		}
 		if lacks := p.Settings.Limits.Lacks(d, p.Promised[d.Name], 0, placement.ImageBytes(p.Image)); lacks != "" && p.on[d.Name] == nil {

@@ -16,6 +16,8 @@ type Settings struct {
 	OriginWait time.Duration
 	// NodeSilence is how long a node's heartbeat may stay the same before the node counts as silent; default 60 s.
 	NodeSilence time.Duration
+	// RemovalWait is how long a node whose machine was removed from the cluster is remembered; default 1 h; negative: for ever.
+	RemovalWait time.Duration
 	// Limits of what may be put on disks; default 200 and 10 percent.
 	Limits placement.Limits
 }
@@ -31,6 +33,7 @@ func (s Settings) WithDefaults() Settings {
 	fill(&s.RecoveryWait, 300*time.Second)
 	fill(&s.OriginWait, 30*time.Second)
 	fill(&s.NodeSilence, time.Minute)
+	fill(&s.RemovalWait, time.Hour)
 	if s.Limits.OverProvisioningPercent == 0 {
 		s.Limits.OverProvisioningPercent = 200
 	}

@@ -34,6 +34,7 @@ type placed struct {
 	away      string // why it cannot be reached; "" when it can
 	since     time.Time
 	evicting  string // who wants it away from where it is; "" when nobody does
+	cordoned  string // why its node may be away soon: it does not count, but has no need to go
 	misplaced bool   // the image's selectors do not allow its disk
 	foreign   bool   // its content is not the image's: the source changed between two fetches
 	pinned    bool   // wanted on this disk, not on just any
@@ -43,7 +44,7 @@ type placed struct {
 
 // counts reports whether a copy is one of those that the image's minimum asks for.
 func (c *placed) counts() bool {
-	return c.standing <= failed && c.evicting == "" && !c.misplaced
+	return c.standing <= failed && c.evicting == "" && c.cordoned == "" && !c.misplaced
 }
 
 // wasReady reports whether a copy was ready when it was last heard of.
@@ -59,7 +60,7 @@ func (c *placed) damaged() bool { return len(c.Status.BadChunks) > 0 && !c.forei
 func (p *planner) note() {
 	for _, c := range p.copies {
 		c.disk = p.disks[c.Spec.DiskUUID]
-		c.evicting = p.evicts(c.disk, c.Spec.DiskUUID)
+		c.evicting, c.cordoned = p.evicts(c.disk, c.Spec.DiskUUID), p.cordoned(c.disk)
 		c.misplaced = c.disk == nil || !p.matches(c.disk)
 		c.foreign = c.wasReady() && c.Status.ContentDigest != "" && p.Image.Status.ContentDigest != "" && c.Status.ContentDigest != p.Image.Status.ContentDigest
 		p.stand(c)
@@ -184,10 +185,25 @@ func (p *planner) evicts(d *v1alpha1.Disk, uuid string) string {
 		return "its disk's evictionRequested is set"
 	case n != nil && n.Spec.EvictionRequested:
 		return fmt.Sprintf("evictionRequested of node %s is set", n.Name)
-	case n != nil && n.Status.Cordoned:
+	}
+	return ""
+}
+
+// cordoned says that a disk's node is cordoned, "" when it is not. Such a node is about to be drained, most often to come back soon: what it
+// has is not relied upon and stays where it is.
+func (p *planner) cordoned(d *v1alpha1.Disk) string {
+	if d == nil {
+		return ""
+	}
+	if n := p.nodes[d.Spec.NodeName]; n != nil && n.Status.Cordoned {
 		return fmt.Sprintf("node %s is cordoned", n.Name)
 	}
 	return ""
+}
+
+// avoids reports whether nothing new is to be put on a disk that was not there.
+func (p *planner) avoids(d *v1alpha1.Disk) bool {
+	return p.evicts(d, d.Name) != "" || p.cordoned(d) != ""
 }
 
 // matches reports whether the image's selectors allow a disk.

@@ -42,7 +42,7 @@ func shown(c *placed) v1alpha1.DiskFileStatus {
 		s.State, s.Message = v1alpha1.CopyFailed, otherContent
 	case c.leaving != "":
 		s.Message = c.leaving
-		if c.evicting != "" {
+		if c.evicting != "" || c.cordoned != "" {
 			s.State = v1alpha1.CopyEvicting
 		} else if c.Status.Message != "" {
 			s.Message = c.Status.Message + "; " + c.leaving

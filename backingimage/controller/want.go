@@ -54,7 +54,7 @@ func (p *planner) pin(near *v1alpha1.Disk) (held, wanted int) {
 		} else {
 			c.pinned, c.keep = true, true
 		}
-		if isNear || c != nil && c.counts() || c == nil && p.evicts(d, d.Name) == "" && p.matches(d) {
+		if isNear || c != nil && c.counts() || c == nil && !p.avoids(d) && p.matches(d) {
 			held++
 		}
 	}
@@ -67,7 +67,7 @@ func (p *planner) pins(d *v1alpha1.Disk, allowed bool) bool {
 	if len(p.waiting[d.Name]) > 0 {
 		return true
 	}
-	if p.evicts(d, d.Name) != "" || p.Image.DeletionTimestamp != nil {
+	if p.evicts(d, d.Name) != "" || p.cordoned(d) != "" && p.on[d.Name] == nil || p.Image.DeletionTimestamp != nil {
 		return false
 	}
 	_, listed := p.Image.Spec.DiskFileSpecMap[d.Name]

@@ -53,6 +53,7 @@ type Credential struct {
 	Endpoint           string // URL of an S3 server that is not Amazon's
 	Region             string
 	DockerConfig       Secret // content of a .dockerconfigjson
+	Backup             Secret // with which backups are encrypted
 }
 
 // Keys of a secret that Parse reads.
@@ -72,6 +73,7 @@ const (
 	KeyRegion       = "AWS_REGION"
 	KeyAWSCert      = "AWS_CERT"          // another name of ca.crt
 	KeyDockerConfig = ".dockerconfigjson" // as in kubernetes.io/dockerconfigjson
+	KeyBackup       = "PLINTH_BACKUP_KEY" // 32 bytes in base64 or hexadecimal
 )
 
 // readers set what each key says.
@@ -91,6 +93,7 @@ var readers = map[string]func(*Credential, []byte) error{
 	KeyEndpoint:     func(c *Credential, v []byte) error { c.Endpoint = string(bytes.TrimSpace(v)); return nil },
 	KeyRegion:       func(c *Credential, v []byte) error { c.Region = string(bytes.TrimSpace(v)); return nil },
 	KeyDockerConfig: func(c *Credential, v []byte) error { c.DockerConfig = Secret(v); return nil },
+	KeyBackup:       func(c *Credential, v []byte) error { return line(&c.Backup, v) },
 }
 
 // Keys are the names that Parse knows, sorted.

@@ -11,18 +11,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/cluster"
 )
 
 // Kubernetes is a Store of Kubernetes' Secrets. Reading takes "get" on the secrets that images name; Put, Delete and List are for
 // the namespace in which Plinth keeps those that come with CSI calls.
 type Kubernetes struct {
-	in func(namespace string) *gentype.ClientWithList[*corev1.Secret, *corev1.SecretList]
+	in cluster.In[*corev1.Secret, *corev1.SecretList]
 }
 
 var _ Store = (*Kubernetes)(nil)
@@ -35,22 +33,9 @@ const (
 
 // NewKubernetes makes the Store of a cluster. It does not connect.
 func NewKubernetes(cfg *rest.Config) (*Kubernetes, error) {
-	scheme := runtime.NewScheme() // of Secrets alone: client-go's own links every API that there is
-	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.SecretList{})
-	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
-	cfg = rest.CopyConfig(cfg)
-	cfg.APIPath = "/api"
-	cfg.GroupVersion = &corev1.SchemeGroupVersion
-	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	client, err := rest.RESTClientFor(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("make API client for secrets: %w", err)
-	}
-	codec := runtime.NewParameterCodec(scheme)
-	return &Kubernetes{in: func(namespace string) *gentype.ClientWithList[*corev1.Secret, *corev1.SecretList] {
-		return gentype.NewClientWithList("secrets", client, codec, namespace,
-			func() *corev1.Secret { return &corev1.Secret{} }, func() *corev1.SecretList { return &corev1.SecretList{} })
-	}}, nil
+	in, err := cluster.Resource(cfg, corev1.SchemeGroupVersion, "secrets",
+		func() *corev1.Secret { return &corev1.Secret{} }, func() *corev1.SecretList { return &corev1.SecretList{} })
+	return &Kubernetes{in: in}, err
 }
 
 // Get implements Reader.

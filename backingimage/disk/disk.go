@@ -103,7 +103,7 @@ func (d *Disk) open(ctx context.Context, o Options) error {
 	if err := d.admitted(o); err != nil {
 		return err
 	}
-	for _, dir := range []string{d.layout.Images(), d.layout.Volumes(), d.layout.Staging()} {
+	for _, dir := range []string{d.layout.Images(), d.layout.Volumes(), d.layout.Snapshots(), d.layout.Staging()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}

@@ -44,9 +44,9 @@ func openIdentity(l Layout, clock clock.PassiveClock) (identity, error) {
 	return id, durable.WriteFile(l.identityFile(), append(text, '\n'), 0o600)
 }
 
-// lostIdentity refuses a disk that has copies or volumes and no identity.
+// lostIdentity refuses a disk that has copies, volumes or snapshots and no identity.
 func lostIdentity(l Layout) error {
-	for _, dir := range []string{l.Images(), l.Volumes()} {
+	for _, dir := range []string{l.Images(), l.Volumes(), l.Snapshots()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

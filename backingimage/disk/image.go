@@ -116,10 +116,10 @@ func (l Layout) Remove(dir string) error {
 	return purge(removed)
 }
 
-// sweep finishes the removals that were killed half-way, and removes half-made volumes: those are never resumed, and nobody can
+// sweep finishes the removals that were killed half-way, and removes half-made volumes and snapshots: those are never resumed, and nobody can
 // be at work on one while the disk is being opened. Staged images stay; their fetch goes on.
 func (d *Disk) sweep() error {
-	for _, prefix := range []string{removedPrefix, "volume-"} {
+	for _, prefix := range []string{removedPrefix, "volume-", "snapshot-"} {
 		names, err := names(d.layout.Staging(), prefix)
 		if err != nil {
 			return err

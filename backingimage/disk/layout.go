@@ -7,13 +7,15 @@ import "path/filepath"
 
 // Names of the files on a disk.
 const (
-	IdentityFile = "plinth-disk.json" // the disk's UUID and format version
-	ImageFile    = "image.raw"        // in an image's directory: the raw, sparse content
-	ManifestFile = "manifest"         // in an image's directory: chunk digests
-	CopyFile     = "copy.json"        // in an image's directory: what the copy is
-	DamagedFile  = "damaged"          // in an image's directory, while chunks of the content are known to be damaged: which
-	VolumeFile   = "volume.raw"       // in a volume's directory: the content
-	VolumeRecord = "volume.json"      // in a volume's directory: what the volume is
+	IdentityFile   = "plinth-disk.json" // the disk's UUID and format version
+	ImageFile      = "image.raw"        // in an image's directory: the raw, sparse content
+	ManifestFile   = "manifest"         // in an image's directory: chunk digests
+	CopyFile       = "copy.json"        // in an image's directory: what the copy is
+	DamagedFile    = "damaged"          // in an image's directory, while chunks of the content are known to be damaged: which
+	VolumeFile     = "volume.raw"       // in a volume's directory: the content
+	VolumeRecord   = "volume.json"      // in a volume's directory: what the volume is
+	SnapshotFile   = "snapshot.raw"     // in a snapshot's directory: the content of a volume at one moment
+	SnapshotRecord = "snapshot.json"    // in a snapshot's directory: what the snapshot is
 )
 
 // Layout is the root directory of a disk.
@@ -31,6 +33,12 @@ func (l Layout) Volume(id string) string { return filepath.Join(string(l), "volu
 // Volumes is the directory of all volumes.
 func (l Layout) Volumes() string { return filepath.Join(string(l), "volumes") }
 
+// Snapshot is the directory of a snapshot, named by its ID. It exists only when the snapshot is complete.
+func (l Layout) Snapshot(id string) string { return filepath.Join(string(l), "snapshots", id) }
+
+// Snapshots is the directory of all snapshots.
+func (l Layout) Snapshots() string { return filepath.Join(string(l), "snapshots") }
+
 // StagedImage is where a copy is made before it is renamed to Image.
 func (l Layout) StagedImage(uid string) string {
 	return filepath.Join(string(l), "staging", "image-"+uid)
@@ -46,6 +54,11 @@ func (l Layout) StagedVolume(id string) string {
 	return filepath.Join(string(l), "staging", "volume-"+id)
 }
 
+// StagedSnapshot is where a snapshot is made before it is renamed to Snapshot.
+func (l Layout) StagedSnapshot(id string) string {
+	return filepath.Join(string(l), "staging", "snapshot-"+id)
+}
+
 // Frozen is the file that says which filesystems of a volume are held frozen, while some are; see package freeze.
 func (l Layout) Frozen(id string) string {
 	return filepath.Join(string(l), "staging", frozenPrefix+id)
@@ -56,5 +69,5 @@ const frozenPrefix = "frozen-"
 // Staging is the directory of everything unfinished.
 func (l Layout) Staging() string { return filepath.Join(string(l), "staging") }
 
-// VolumesLock is the file by which processes exclude each other from one volume.
+// VolumesLock is the file by which processes exclude each other from one volume, or one snapshot.
 func (l Layout) VolumesLock() string { return filepath.Join(string(l), "volumes.lock") }

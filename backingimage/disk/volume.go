@@ -10,6 +10,9 @@ import (
 // VolumeIDs are the volumes on the disk, sorted, whoever made them.
 func (d *Disk) VolumeIDs() ([]string, error) { return names(d.layout.Volumes(), "") }
 
+// SnapshotIDs are the snapshots on the disk, sorted, whoever made them.
+func (d *Disk) SnapshotIDs() ([]string, error) { return names(d.layout.Snapshots(), "") }
+
 // UsedBytes are allocated to the files in a directory, as far as they can be read; what they share with others is counted in full.
 func UsedBytes(dir string) int64 {
 	used := int64(0)

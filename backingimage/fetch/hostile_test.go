@@ -217,6 +217,36 @@ func TestHostileFilesEndTheAttemptForGood(t *testing.T) {
 	t.Run("in archives", func(t *testing.T) { mustRefuse(t, secret, archiveRows(t), inArchive) })
 }
 
+// peakBytes is more than a fetch, its decoders and the program itself need, and less than any bomb holds.
+const peakBytes = 128 << 20
+
+func TestHostileFilesTakeLittleMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the race detector takes memory of its own; the test without it measures")
+	}
+	rows := append(qcow2Rows(t, mustSecret(t)), packedRows(t, "/nonexistent")...)
+	rows = append(rows, hostile{name: "qcow2 of 1 TiB", file: mustCreate(t, "1T", "-f", "qcow2")})
+	for packing := range packers {
+		rows = append(rows, hostile{name: packing + " of zeros", file: zeroBomb(t, packing, bombBytes())})
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			c := mustStart(t, mustServe(t, &server{content: row.file}), filepath.Join(t.TempDir(), "staging"))
+			said := c.end(t)
+			var peak int64
+			if _, err := fmt.Sscanf(said[0], "%d kB", &peak); err != nil {
+				t.Fatalf("the child says %q", said)
+			}
+			if says := strings.Join(said[1:], " "); !strings.Contains(says, row.says) {
+				t.Errorf("it ended with %q, not with %q", says, row.says)
+			}
+			if peak <<= 10; peak > peakBytes {
+				t.Errorf("it took %s of memory", backingimage.SizeText(peak))
+			}
+		})
+	}
+}
+
 func TestASmallFileOfHugeVirtualSizeTakesNoRoom(t *testing.T) {
 	for name, c := range map[string]struct {
 		bytes int64

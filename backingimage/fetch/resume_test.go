@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) {
 	if err == nil {
 		fmt.Println("started")
 		_, err = fetch.Run(context.Background(), childJob(dir, s), nil)
+		fmt.Println(peak())
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -39,13 +41,35 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// peak is the line of the kernel that says how much memory this process had at most.
+func peak() string {
+	text, _ := os.ReadFile("/proc/self/status") // an empty line fails who asks
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line)
+}
+
 // child is a process that fetches.
-type child struct{ cmd *exec.Cmd }
+type child struct {
+	cmd *exec.Cmd
+	out *bufio.Reader
+}
+
+// end waits until it has ended by itself, and returns what it said since it began, line by line.
+func (c *child) end(tb testing.TB) []string {
+	tb.Helper()
+	said, err := io.ReadAll(c.out)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_ = c.cmd.Wait() // it says how it went
+	return strings.Split(strings.TrimSpace(string(said)), "\n")
+}
 
 // mustStart starts a child and returns when it has begun.
 func mustStart(tb testing.TB, url, dir string) *child {
 	tb.Helper()
-	c := &child{exec.Command(os.Args[0])}
+	c := &child{cmd: exec.Command(os.Args[0])}
 	c.cmd.Env = append(os.Environ(), childEnv+"="+url+" "+dir)
 	c.cmd.Stderr = os.Stderr
 	out, err := c.cmd.StdoutPipe()
@@ -56,7 +80,8 @@ func mustStart(tb testing.TB, url, dir string) *child {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(c.kill)
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "started\n" {
+	c.out = bufio.NewReader(out)
+	if line, err := c.out.ReadString('\n'); line != "started\n" {
 		tb.Fatalf("the child says %q, %v", line, err)
 	}
 	return c

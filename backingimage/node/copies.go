@@ -32,6 +32,9 @@ func (a *Agent) Reconcile(ctx context.Context, name string) (time.Duration, erro
 		return 0, a.remove(ctx, name, d)
 	}
 	if a.fetches.running(name) {
+		if !c.Spec.Origin { // its end brings us back
+			a.fetches.standDown(name)
+		}
 		return 0, nil
 	}
 	record, bad, err := a.inspect(ctx, c, d)
@@ -150,11 +153,11 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 	if c == nil || image == nil {
 		return wait, err
 	}
-	run, waits, err := a.plan(ctx, c, d, image)
+	run, kind, waits, err := a.plan(ctx, c, d, image)
 	if err != nil {
 		return 0, a.failed(ctx, c.Name, err)
 	}
-	if waits == "" && !a.fetches.start(c.Name, waitsForPeople(c, image), func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
+	if waits == "" && !a.fetches.start(c.Name, kind, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
 		waits = fmt.Sprintf("waits for one of %d running fetches on this node to end", a.options.MaxFetches)
 	}
 	if waits == "" {
@@ -170,17 +173,17 @@ func (a *Agent) due(ctx context.Context, name string) (c *v1alpha1.BackingImageC
 	if err != nil {
 		return nil, nil, 0, backingimage.IgnoreNotFound(err)
 	}
-	if c.Final() {
-		return nil, nil, 0, nil
-	}
-	if c.Status.State == v1alpha1.CopyFailed {
-		if wait := c.Status.NextTryTime.Sub(a.options.Clock.Now()); wait > 0 {
-			return nil, nil, wait, nil
-		}
-	}
 	image, ok := a.store.Images.Get(c.Spec.Image)
 	if !ok || string(image.UID) != c.Spec.ImageUID {
 		return nil, nil, 0, nil // the controller is about to delete the copy; its images' change brings us back
+	}
+	switch {
+	case c.Final() && !a.hope(c, image):
+		return nil, nil, 0, nil
+	case c.Status.State == v1alpha1.CopyFailed && !c.Final():
+		if wait := c.Status.NextTryTime.Sub(a.options.Clock.Now()); wait > 0 {
+			return nil, nil, wait, nil
+		}
 	}
 	return c, image, 0, nil
 }

@@ -21,20 +21,21 @@ type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Resul
 // plan says how a copy is to be made: from a ready copy on another disk of this node, from other nodes that have one, or,
 // when it is the origin, from the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
 // may take asking a server, for which no other copy should wait.
-func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, err error) {
+func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, kind fetchKind, waits string, err error) {
 	staged := d.Layout().StagedImage(c.Spec.ImageUID)
 	for _, other := range a.disks.List() {
 		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())); ok && other != d && near.Status.State == v1alpha1.CopyReady {
-			return a.copyOf(near, other, staged), "", nil
+			return a.copyOf(near, other, staged), kind, "", nil
 		}
 	}
 	if run, waits, is, err := a.fromPeers(ctx, c, d, image); is {
-		return run, waits, err
+		return run, kind, waits, err
 	}
 	if !c.Spec.Origin {
-		return nil, "waits for the image's first copy, which another disk is making", nil
+		return nil, kind, "waits for the image's first copy, which another disk is making", nil
 	}
-	return a.planSource(ctx, c, d, image)
+	run, waits, err = a.planSource(ctx, c, d, image)
+	return a.asOrigin(c, d, run), fetchKind{waits: waitsForPeople(c, image), fromSource: true}, waits, err
 }
 
 // copyOf is an attempt at making a copy of a ready one on another disk. Damage that it finds there is marked.

@@ -21,25 +21,31 @@ type fetches struct {
 type running struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	waits  bool // for people: it takes no place
+	kind   fetchKind
+}
+
+// fetchKind is what there is to know of a fetch beside its name.
+type fetchKind struct {
+	waits      bool // for people: it takes no place
+	fromSource bool // it asks the image's source, as only the origin may
 }
 
 func newFetches(max int) *fetches { return &fetches{max: max, byID: map[string]*running{}} }
 
 // start runs work in a goroutine of its own, unless one runs under that name (then nothing is done) or too many run
 // (then it returns false). One that waits for people takes no place.
-func (f *fetches) start(name string, waits bool, work func(context.Context), log klog.Logger) bool {
+func (f *fetches) start(name string, kind fetchKind, work func(context.Context), log klog.Logger) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.byID[name] != nil {
 		return true
 	}
-	if !waits && f.places() >= f.max {
+	if !kind.waits && f.places() >= f.max {
 		return false
 	}
 	// Not a child of the reconcile's context: a fetch outlives the call that began it, and stop ends it.
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), log))
-	r := &running{cancel: cancel, done: make(chan struct{}), waits: waits}
+	r := &running{cancel: cancel, done: make(chan struct{}), kind: kind}
 	f.byID[name] = r
 	go func() {
 		defer close(r.done)
@@ -53,7 +59,7 @@ func (f *fetches) start(name string, waits bool, work func(context.Context), log
 func (f *fetches) places() int {
 	taken := 0
 	for _, r := range f.byID {
-		if !r.waits {
+		if !r.kind.waits {
 			taken++
 		}
 	}
@@ -72,7 +78,7 @@ func (f *fetches) onDisk(uuid string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, r := range f.byID {
-		if _, disk, _ := v1alpha1.ParseCopyName(name); disk == uuid && !r.waits {
+		if _, disk, _ := v1alpha1.ParseCopyName(name); disk == uuid && !r.kind.waits {
 			return true
 		}
 	}
@@ -84,6 +90,15 @@ func (f *fetches) finish(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.byID, name)
+}
+
+// standDown ends a fetch, without waiting for its end, if it asks the image's source.
+func (f *fetches) standDown(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.byID[name]; r != nil && r.kind.fromSource {
+		r.cancel()
+	}
 }
 
 // cancel ends a fetch without waiting for its end.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/store/embedded/embeddedtest"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/test/linktest"
 )
 
 // mustCluster makes Machines n1, n2 …, of which the first is started.
@@ -125,51 +127,60 @@ func until(t *testing.T, what string, is func() bool) {
 	}
 }
 
+// TestAReceiverGoesOnWithWhoHasAPart cuts the only complete copy off after so many bytes, so that first one of two others has a
+// part that it can give, then the other.
 func TestAReceiverGoesOnWithWhoHasAPart(t *testing.T) {
 	c := mustCluster(t, 3)
-	for _, m := range c {
-		m.Peering.BytesPerSecond = 8 << 20
-	}
 	c[0].Stop()
+	link := linktest.New(t, func() string { return c[0].Peering.Address })
+	c[0].Peering.Advertise = func(string) string { return link.Address }
 	c[0].Start()
 	w := nodetest.NewWeb(t, 64<<20)
 	c[0].CreateImage("image", w.URL, "", 1)
 	c[0].UntilReady("image", "1/1")
+	data := dataBytes(w.Content)
+	received := func(of int) float64 { return c[of].Peering.Count(t, "plinth_peer_bytes_total") }
+
+	link.Pass(int64(data / 4))
 	c[1].Start()
+	wants(t, c[0], "image", 2)
+	until(t, "n1 is cut off", link.Cut)
+	untilSays(t, c[0], "n2", "n1 is silent")
+	first := received(1)
+	if first == 0 || first >= data/4 {
+		t.Fatalf("n2 has %.0f bytes of the %.0f that came through", first, data/4)
+	}
 	c[2].Start()
 	wants(t, c[0], "image", 3)
-	data := dataBytes(w.Content)
-	received := func() float64 {
-		return c[1].Peering.Count(t, "plinth_peer_bytes_total") + c[2].Peering.Count(t, "plinth_peer_bytes_total")
+	until(t, "n3 has what n2 has", func() bool { return received(2) == first })
+	for _, name := range []string{"n2", "n3"} { // what one of them has, the other gets; for the rest they wait, and say so
+		untilSays(t, c[0], name, "n1 is silent", " of 16 chunks")
 	}
-	until(t, "half of it has come", func() bool { return received() > data/2 })
-	c[0].Peering.Advertise = func(string) string { return "127.0.0.1:1" } // it comes back without its server
-	c[0].Stop()
-	c[0].Start()
-	fromEach := func(of int) float64 { return c[of].Peering.Count(t, "plinth_peer_served_bytes_total") }
-	until(t, "each has given something to the other", func() bool { return fromEach(1) > 0 && fromEach(2) > 0 })
-	// What one of them has, the other gets; what neither has, both wait for, and say so.
-	until(t, "both say what they wait for", func() bool {
-		said := 0
-		for _, copy := range copiesOf(t, c[0], c[0].UntilState("image", v1alpha1.CopyReady)) {
-			if strings.Contains(copy.Status.Message, "n1 is silent") && strings.Contains(copy.Status.Message, " of 16 chunks") {
-				said++
-			}
-		}
-		return said == 2
-	})
-	if n := c[1].Peering.Count(t, "plinth_peer_served_bytes_total") + c[2].Peering.Count(t, "plinth_peer_served_bytes_total"); n == 0 {
-		t.Error("the two gave each other nothing")
-	}
-	before := received()
-	c[0].Peering.Advertise = nil
-	c[0].Stop()
-	c[0].Start()
+
+	c[1].Stop()
+	link.Pass(int64(data / 4))
+	until(t, "n1 is cut off again", link.Cut)
+	c[1].Start() // its counters begin at 0
+	until(t, "n2 has what n3 has", func() bool { return received(1) > 0 && first+received(1) == received(2) })
+
+	link.Pass(-1)
 	i := c[0].UntilReady("image", "3/3")
 	sameContent(t, i, w.Content, c...)
-	if n := received(); before < data/2 || n != 2*data {
-		t.Errorf("%.0f bytes were received, %.0f of them before, of %.0f in two copies", n, before, data)
+	for of, got := range map[int]float64{1: first + received(1), 2: received(2)} {
+		if got != data {
+			t.Errorf("%s received %.0f bytes for a copy of %.0f", c[of].NodeName, got, data)
+		}
 	}
+}
+
+// untilSays waits for the copy on a node to say all of some words at once.
+func untilSays(t *testing.T, m *nodetest.Machine, node string, words ...string) {
+	t.Helper()
+	until(t, fmt.Sprintf("the copy on %s says %q", node, words), func() bool {
+		return slices.ContainsFunc(copiesOf(t, m, m.UntilState("image", v1alpha1.CopyReady)), func(c *v1alpha1.BackingImageCopy) bool {
+			return c.Spec.NodeName == node && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(c.Status.Message, w) })
+		})
+	})
 }
 
 func TestABitThatFlippedOnAPeerIsNotTaken(t *testing.T) {

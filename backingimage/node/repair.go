@@ -51,8 +51,8 @@ func (a *Agent) beginRepair(ctx context.Context, name string, d *disk.Disk, reco
 	if c == nil || image == nil {
 		return wait, err
 	}
-	r := &repair{agent: a, copy: c, disk: d, image: image, record: record, damage: damage}
-	if a.fetches.start(name, false, r.run, klog.FromContext(ctx)) {
+	r := &repair{agent: a, copy: c, disk: d, image: image, record: record, damage: damage, asked: havers(c, image)}
+	if a.fetches.start(name, fetchKind{}, r.run, klog.FromContext(ctx)) {
 		return 0, nil
 	}
 	return waitRetry, a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
@@ -69,6 +69,36 @@ type repair struct {
 	image  *v1alpha1.BackingImage
 	record fetch.Record
 	damage []int64
+	asked  map[string]bool // see havers
+}
+
+// havers are the disks with other ready copies of a copy's image, as the image has them.
+func havers(c *v1alpha1.BackingImageCopy, image *v1alpha1.BackingImage) map[string]bool {
+	list := map[string]bool{}
+	for disk, f := range image.Status.DiskFileStatusMap {
+		if disk != c.Spec.DiskUUID && f.State == v1alpha1.CopyReady {
+			list[disk] = true
+		}
+	}
+	return list
+}
+
+// hope reports whether a damaged copy, whose repair failed for good, may be repaired after all: by a copy that has become ready
+// since. It is asked with every change of the image, and forgets those that are not ready any more.
+func (a *Agent) hope(c *v1alpha1.BackingImageCopy, image *v1alpha1.BackingImage) bool {
+	if len(c.Status.BadChunks) == 0 {
+		return false
+	}
+	now := havers(c, image)
+	before, _ := a.scrubs.hopeless.Load(c.Name)
+	asked, _ := before.(map[string]bool)
+	for disk := range now {
+		if !asked[disk] {
+			return true
+		}
+	}
+	a.scrubs.hopeless.Store(c.Name, now)
+	return false
 }
 
 // run repairs the copy and reports what came of it, in a goroutine of its own, like Agent.fetch.
@@ -105,6 +135,7 @@ func (r *repair) run(ctx context.Context) {
 	case r.gone():
 		// what cannot be repaired is made anew
 	default:
+		a.scrubs.hopeless.Store(name, r.asked)
 		if err := a.failed(ctx, name, r.explain(err)); err != nil {
 			log.Error(err, "Cannot report the end of a repair; will begin anew")
 		}

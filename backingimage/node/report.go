@@ -119,14 +119,20 @@ func missing(object *v1alpha1.Disk, outcomes []outcome) metav1.Condition {
 // orphans are the directories on a disk that no object describes.
 func (k *keeper) orphans(ctx context.Context, d *disk.Disk) []v1alpha1.Orphan {
 	volumes, err := d.VolumeIDs()
+	snapshots, serr := d.SnapshotIDs()
 	images, ierr := d.ImageUIDs()
-	if err := errors.Join(err, ierr); err != nil {
+	if err := errors.Join(err, serr, ierr); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot list what is on the disk", "disk", d.UUID())
 	}
 	var orphans []v1alpha1.Orphan
 	for _, id := range volumes {
 		if _, known := k.store.Volumes.Get(id); !known {
 			orphans = append(orphans, orphan(v1alpha1.OrphanVolume, id, d.Layout().Volume(id)))
+		}
+	}
+	for _, id := range snapshots {
+		if _, known := k.store.Snapshots.Get(id); !known {
+			orphans = append(orphans, orphan(v1alpha1.OrphanSnapshot, id, d.Layout().Snapshot(id)))
 		}
 	}
 	for _, uid := range images {

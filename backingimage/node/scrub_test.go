@@ -77,18 +77,23 @@ func (m *rotting) verify(t *testing.T, d int, i *v1alpha1.BackingImage) {
 	must(t, err)
 }
 
-// untilCopy waits for a copy to be as wanted.
 func (m *rotting) untilCopy(t *testing.T, d int, i *v1alpha1.BackingImage, what string, is func(*v1alpha1.BackingImageCopy) bool) *v1alpha1.BackingImageCopy {
+	t.Helper()
+	return untilCopy(t, m.Machine, m.copyName(d, i), what, is)
+}
+
+// untilCopy waits for a copy to be as wanted.
+func untilCopy(t *testing.T, m *nodetest.Machine, name, what string, is func(*v1alpha1.BackingImageCopy) bool) *v1alpha1.BackingImageCopy {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
 	defer cancel()
 	var last *v1alpha1.BackingImageCopy
-	err := m.Store.Copies.Wait(ctx, m.copyName(d, i), func(c *v1alpha1.BackingImageCopy) (bool, error) {
+	err := m.Store.Copies.Wait(ctx, name, func(c *v1alpha1.BackingImageCopy) (bool, error) {
 		last = c
 		return c != nil && is(c), nil
 	})
 	if err != nil {
-		t.Fatalf("the copy of %s on disk %d is not %s: %v; it is %+v", i.Name, d, what, err, last)
+		t.Fatalf("copy %s is not %s: %v; it is %+v", name, what, err, last)
 	}
 	return last
 }

@@ -22,6 +22,7 @@ type scrubs struct {
 	answered sync.Map // requests that were, by copy: the cache may not know yet
 	complete sync.Map // copies all of whose damage is known, until it is repaired
 	unread   sync.Map // copies of which only a part was read since damage was found
+	hopeless sync.Map // who had the image when a copy's repair failed for good, by copy
 	// scrubAll's own:
 	after   map[string]time.Time // when copies may be read again unasked, lest one that cannot be is read all the time
 	unasked map[string]string    // the copy that was last read unasked, by disk
@@ -47,7 +48,7 @@ func (s *scrubs) forget(exists func(name string) bool) {
 			delete(s.after, name)
 		}
 	}
-	for _, kept := range []*sync.Map{&s.answered, &s.complete, &s.unread} {
+	for _, kept := range []*sync.Map{&s.answered, &s.complete, &s.unread, &s.hopeless} {
 		kept.Range(func(name, _ any) bool {
 			if !exists(name.(string)) {
 				kept.Delete(name)
@@ -134,7 +135,7 @@ func (a *Agent) scrubNext(ctx context.Context, uuid string, d *disk.Disk) {
 		a.scrubs.unasked[uuid] = next.Name
 		a.scrubs.after[next.Name] = a.options.Clock.Now().Add(min(scrubRetry, a.options.ScrubInterval))
 	}
-	a.scrubs.start(next.Name, false, func(ctx context.Context) { a.scrub(ctx, next, d) }, klog.FromContext(ctx))
+	a.scrubs.start(next.Name, fetchKind{}, func(ctx context.Context) { a.scrub(ctx, next, d) }, klog.FromContext(ctx))
 }
 
 // scrubDueOn is the copy on a disk that has been due for longest; nil when none is.

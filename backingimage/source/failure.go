@@ -20,17 +20,26 @@ func (h *HTTP) failed(parent, ctx context.Context, err error) error {
 	if cause := parent.Err(); cause != nil {
 		return cause
 	}
+	err = Unanswered(ctx, err)
+	return backingimage.Errorf(backingimage.KindOf(err), "download %s: %w", h.shown, err)
+}
+
+// Unanswered gives the transport's error of a request that brought no answer a Kind and takes out of it what may not be
+// shown. It names neither the server nor what was asked for.
+func Unanswered(ctx context.Context, err error) error {
 	var classified *backingimage.Error
 	if errors.As(err, &classified) {
-		return backingimage.Errorf(classified.Kind, "download %s: %w", h.shown, classified)
+		return classified
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause
+		if err = cause; errors.As(err, &classified) {
+			return classified
+		}
 	}
 	if what := distrust(err); what != "" {
-		return backingimage.Errorf(backingimage.Precondition, "download %s: %s", h.shown, what)
+		return backingimage.Errorf(backingimage.Precondition, "%s", what)
 	}
-	return backingimage.Errorf(backingimage.NotReady, "download %s: the server cannot be reached: %w", h.shown, told(err))
+	return backingimage.Errorf(backingimage.NotReady, "the server cannot be reached: %w", told(err))
 }
 
 // distrust says why a TLS connection cannot come about and what to do, "" when that is not what err is.

@@ -134,6 +134,14 @@ func ParseS3(raw string) (bucket, key string, err error) {
 	return bucket, key, nil
 }
 
+// ValidateBucket checks the name of an S3 bucket. Invalid.
+func ValidateBucket(name string) error {
+	if message := firstBroken(name, bucketRules); message != "" {
+		return invalidURL(SchemeS3+"://"+shortened(name), message)
+	}
+	return nil
+}
+
 // bucketRules are Amazon's for the names of buckets.
 var bucketRules = []rule{
 	{func(s string) bool { return s == "" }, "names no bucket; write it as s3://bucket/key"},

@@ -27,11 +27,12 @@ type Resource[T Object, L runtime.Object] = gentype.ClientWithList[T, L]
 
 // Client has a typed client for each kind.
 type Client struct {
-	Images  *Resource[*v1alpha1.BackingImage, *v1alpha1.BackingImageList]
-	Copies  *Resource[*v1alpha1.BackingImageCopy, *v1alpha1.BackingImageCopyList]
-	Nodes   *Resource[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]
-	Disks   *Resource[*v1alpha1.Disk, *v1alpha1.DiskList]
-	Volumes *Resource[*v1alpha1.Volume, *v1alpha1.VolumeList]
+	Images    *Resource[*v1alpha1.BackingImage, *v1alpha1.BackingImageList]
+	Copies    *Resource[*v1alpha1.BackingImageCopy, *v1alpha1.BackingImageCopyList]
+	Nodes     *Resource[*v1alpha1.StorageNode, *v1alpha1.StorageNodeList]
+	Disks     *Resource[*v1alpha1.Disk, *v1alpha1.DiskList]
+	Volumes   *Resource[*v1alpha1.Volume, *v1alpha1.VolumeList]
+	Snapshots *Resource[*v1alpha1.Snapshot, *v1alpha1.SnapshotList]
 }
 
 // NewClient makes the typed clients. It does not connect.
@@ -68,5 +69,8 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 		Volumes: gentype.NewClientWithList("volumes", client, codec, "",
 			func() *v1alpha1.Volume { return &v1alpha1.Volume{} },
 			func() *v1alpha1.VolumeList { return &v1alpha1.VolumeList{} }),
+		Snapshots: gentype.NewClientWithList("snapshots", client, codec, "",
+			func() *v1alpha1.Snapshot { return &v1alpha1.Snapshot{} },
+			func() *v1alpha1.SnapshotList { return &v1alpha1.SnapshotList{} }),
 	}, nil
 }

@@ -60,13 +60,20 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 			return client.Watch(ctx, o)
 		},
 	}}
-	return &Kind[T]{
-		name:     name,
-		client:   client,
-		list:     list,
-		selector: fieldSelector,
-		informer: cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{Indexers: by.indexers()}),
+	informer := cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{Indexers: by.indexers()})
+	if err := informer.SetTransform(withoutManagedFields); err != nil {
+		panic(err) // only one that has started refuses
 	}
+	return &Kind[T]{name: name, client: client, list: list, selector: fieldSelector, informer: informer}
+}
+
+// withoutManagedFields leaves out of the cache who wrote which field: nobody here asks, and it is half of an object. An update from the cache
+// loses none of it, because the API server takes what it has when an update brings nothing.
+func withoutManagedFields(o any) (any, error) {
+	if object, ok := o.(metav1.Object); ok {
+		object.SetManagedFields(nil)
+	}
+	return o, nil
 }
 
 // plainLists fills a cache with a list and not by streaming: a stream's end is only told with the server's next bookmark,

@@ -11,22 +11,26 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
-// ByImage is the index of copies and of volumes by the name of their image.
-const ByImage = "image"
+// Indexes of copies and of volumes: by the name of their image; and of them and of snapshots: by the UUID of their disk.
+const (
+	ByImage = "image"
+	ByDisk  = "disk"
+)
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits copies and volumes to those of one node, which is all that an agent needs; "" is all.
+	// NodeName limits copies, volumes and snapshots to those of one node, which is all that an agent needs; "" is all.
 	NodeName string
 }
 
 // Store is every kind with its cache.
 type Store struct {
-	Images  *Kind[*v1alpha1.BackingImage]
-	Copies  *Kind[*v1alpha1.BackingImageCopy]
-	Nodes   *Kind[*v1alpha1.StorageNode]
-	Disks   *Kind[*v1alpha1.Disk]
-	Volumes *Kind[*v1alpha1.Volume]
+	Images    *Kind[*v1alpha1.BackingImage]
+	Copies    *Kind[*v1alpha1.BackingImageCopy]
+	Nodes     *Kind[*v1alpha1.StorageNode]
+	Disks     *Kind[*v1alpha1.Disk]
+	Volumes   *Kind[*v1alpha1.Volume]
+	Snapshots *Kind[*v1alpha1.Snapshot]
 
 	informers []cache.SharedIndexInformer
 	synced    chan struct{}
@@ -43,18 +47,24 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		mine = "spec.nodeName=" + o.NodeName
 	}
 	s := &Store{
-		Images:  newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
-		Copies:  newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy}),
-		Nodes:   newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
-		Disks:   newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
-		Volumes: newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume}),
-		synced:  make(chan struct{}),
+		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
+		Copies:    newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy, ByDisk: diskOfCopy}),
+		Nodes:     newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
+		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
+		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
+		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, indexes[*v1alpha1.Snapshot]{ByDisk: diskOfSnapshot}),
+		synced:    make(chan struct{}),
 	}
-	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer}
+	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer}
 	return s, nil
 }
 
 func imageOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.Image} }
+
+func diskOfCopy(c *v1alpha1.BackingImageCopy) []string { return []string{c.Spec.DiskUUID} }
+func diskOfSnapshot(s *v1alpha1.Snapshot) []string     { return []string{s.Spec.DiskUUID} }
+
+func diskOfVolume(v *v1alpha1.Volume) []string { return []string{v.Spec.DiskUUID} }
 
 func imageOfVolume(v *v1alpha1.Volume) []string {
 	if v.Spec.Image == nil {

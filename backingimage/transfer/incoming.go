@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io"
 	"os"
-	"time"
 
 	"github.com/tus/tusd/v2/pkg/handler"
 	"golang.org/x/sys/unix"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk/direct"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -23,41 +23,45 @@ type incoming struct {
 	metrics *Metrics
 }
 
-const (
-	pieceBytes = 1 << 20                // written at once
-	pieceTime  = 100 * time.Millisecond // how long a piece may wait to become whole
-	holeBytes  = 64 << 10               // zeros that are left out, and their alignment
-)
+// holeBytes is the size, and the alignment, of the blocks of zeros that are left out.
+const holeBytes = 64 << 10
 
-// WriteChunk implements handler.Upload: it appends what a request brings, until that ends.
+// WriteChunk implements handler.Upload: it appends what a request brings, until that ends. While one piece is written the
+// next arrives.
 func (in *incoming) WriteChunk(_ context.Context, offset int64, from io.Reader) (int64, error) {
 	f, err := os.OpenFile(in.upload.file(), os.O_WRONLY, 0o600)
 	if err != nil {
 		return 0, tusError(err)
 	}
 	defer f.Close()
-	w := &sparseFile{file: f, at: offset, flushed: offset}
-	buffer := make([]byte, pieceBytes)
-	for {
-		n, rerr := fillPiece(from, buffer)
-		if err := in.add(w, buffer[:n]); err != nil {
-			return w.at - offset, in.failed(err)
-		}
-		if errors.Is(rerr, io.EOF) {
-			return w.at - offset, nil
-		}
-		if rerr != nil {
-			return w.at - offset, rerr
-		}
+	w := &sparseFile{file: f, direct: direct.NewWriter(f), at: offset}
+	defer w.direct.Close()
+	belt, stopped, writeErr := newBelt(), make(chan struct{}), error(nil)
+	go func() {
+		defer close(stopped)
+		writeErr = in.write(w, belt)
+	}()
+	err = belt.fill(stopped, offset, from)
+	<-stopped
+	if writeErr != nil {
+		return w.at - offset, in.failed(writeErr)
 	}
+	return w.at - offset, err
 }
 
-func (in *incoming) add(w *sparseFile, piece []byte) error {
-	if len(piece) == 0 {
-		return nil
+// write writes what is on the belt, and keeps the last of it in memory for who reads behind.
+func (in *incoming) write(w *sparseFile, b *belt) error {
+	defer in.upload.forget()
+	for p := range b.full {
+		in.metrics.received.Add(float64(len(p.data)))
+		if err := in.upload.append(in.nonce, p, func() (int64, error) { err := w.write(p.data); return w.at, err }); err != nil {
+			return err
+		}
+		for _, buffer := range in.upload.spare() {
+			b.free <- buffer
+		}
 	}
-	in.metrics.received.Add(float64(len(piece)))
-	return in.upload.append(in.nonce, func() (int64, error) { err := w.write(piece); return w.at, err })
+	return nil
 }
 
 // failed tells the reader why nothing more comes, when it is the disk's fault.
@@ -68,20 +72,6 @@ func (in *incoming) failed(err error) error {
 		in.upload.change(func() { in.upload.fault = backingimage.Errorf(backingimage.Full, "%s", e.Message) })
 	}
 	return told
-}
-
-// fillPiece reads until p is full, or has waited long enough.
-func fillPiece(from io.Reader, p []byte) (n int, err error) {
-	began := time.Now()
-	for n < len(p) && err == nil {
-		var m int
-		m, err = from.Read(p[n:])
-		n += m
-		if time.Since(began) > pieceTime {
-			break
-		}
-	}
-	return n, err
 }
 
 // DeclareLength implements handler.LengthDeclarableUpload.
@@ -113,9 +103,9 @@ func (in *incoming) FinishUpload(context.Context) error {
 
 // sparseFile is appended to, holes for zeros.
 type sparseFile struct {
-	file    *os.File
-	at      int64 // its size
-	flushed int64 // up to where the disk was told to write
+	file   *os.File
+	direct *direct.Writer // to the file
+	at     int64          // its size
 }
 
 // write appends p; at counts what was appended, also beside an error.
@@ -124,7 +114,7 @@ func (s *sparseFile) write(p []byte) error {
 		zeros, data := s.run(p, true), 0
 		if zeros == 0 {
 			data = s.run(p, false)
-			if _, err := s.file.WriteAt(p[:data], s.at); err != nil {
+			if _, err := s.direct.WriteAt(p[:data], s.at); err != nil {
 				return err
 			}
 		} else if zeros == len(p) {
@@ -134,20 +124,7 @@ func (s *sparseFile) write(p []byte) error {
 		}
 		p, s.at = p[zeros+data:], s.at+int64(zeros+data)
 	}
-	s.beginFlush()
 	return nil
-}
-
-// flushBytes is how much is written before the disk is told to begin with it. Whoever shares the file's extents has to wait
-// for the disk: that wait is short when the disk is ahead of him.
-const flushBytes = 4 << 20
-
-// beginFlush makes the kernel write what is dirty, without waiting for that. It is a wish.
-func (s *sparseFile) beginFlush() {
-	if s.at-s.flushed >= flushBytes {
-		_ = unix.SyncFileRange(int(s.file.Fd()), s.flushed, s.at-s.flushed, unix.SYNC_FILE_RANGE_WRITE)
-		s.flushed = s.at
-	}
 }
 
 // run is how many bytes at p's beginning are whole blocks of zeros, or anything else up to such a block.

@@ -49,7 +49,8 @@ func (s *Source) Open(ctx context.Context, offset int64, validator string) (*sou
 	if validator != "" && validator != up.nonce || offset > up.offset {
 		offset = 0
 	}
-	return &source.Body{ReadCloser: &reader{ctx: ctx, file: f, at: offset, nonce: up.nonce, upload: up}, Offset: offset, Bytes: up.bytes, Validator: up.nonce}, nil
+	up.reader = &reader{ctx: ctx, file: f, at: offset, nonce: up.nonce, upload: up}
+	return &source.Body{ReadCloser: up.reader, Offset: offset, Bytes: up.bytes, Validator: up.nonce}, nil
 }
 
 // String says what the bytes come from.
@@ -104,9 +105,12 @@ func (s *Source) Waits() string {
 type reader struct {
 	ctx    context.Context
 	file   *os.File
-	at     int64
 	nonce  string
 	upload *upload
+
+	// The upload's lock guards these.
+	at   int64
+	late bool // no writer waits for it, until it has caught up
 }
 
 // Read returns what is there, and waits while there is nothing.
@@ -120,6 +124,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		if there > 0 || up.dropped {
 			return there > 0 && !up.dropped, nil
 		}
+		r.late = false
 		if up.offset == up.bytes {
 			return false, io.EOF
 		}
@@ -128,13 +133,20 @@ func (r *reader) Read(p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := r.file.ReadAt(p[:min(there, int64(len(p)))], r.at)
-	r.at += int64(n)
+	p = p[:min(there, int64(len(p)))]
+	if n := up.takeKept(r, p); n > 0 {
+		return n, nil
+	}
+	n, err := r.file.ReadAt(p, r.at)
 	if n > 0 {
 		err = nil
 	}
+	up.moved(r, n)
 	return n, err
 }
 
 // Close implements io.Closer.
-func (r *reader) Close() error { return r.file.Close() }
+func (r *reader) Close() error {
+	r.upload.left(r)
+	return r.file.Close()
+}

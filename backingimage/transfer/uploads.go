@@ -58,6 +58,9 @@ type upload struct {
 	active  time.Time     // when something last came
 	fault   error         // why the disk takes no more
 	dropped bool          // nothing is read or written any more
+	kept    []piece       // what was written last, in memory
+	reader  *reader       // who reads behind
+	taken   chan struct{} // has an item when the reader took something
 }
 
 // at returns the upload in a directory, as the disk has it when it is seen for the first time.
@@ -67,7 +70,7 @@ func (u *Uploads) at(uid, dir string) (*upload, error) {
 	if up := u.byDir[dir]; up != nil {
 		return up, nil
 	}
-	up := &upload{uid: uid, dir: dir, idle: u.idle, clock: u.clock, changed: make(chan struct{}), bytes: -1, active: u.clock.Now()}
+	up := &upload{uid: uid, dir: dir, idle: u.idle, clock: u.clock, changed: make(chan struct{}), taken: make(chan struct{}, 1), bytes: -1, active: u.clock.Now()}
 	if err := up.load(); err != nil {
 		return nil, fmt.Errorf("read the upload in %s: %w", dir, err)
 	}
@@ -137,9 +140,9 @@ func (up *upload) change(do func()) {
 	up.changed = make(chan struct{})
 }
 
-// append calls write, which makes the file longer and returns its size, unless nothing may come any more, or the upload was
+// append calls write, which makes the file longer by a piece and returns its size, unless nothing may come any more, or the upload was
 // begun anew since the caller looked at it.
-func (up *upload) append(nonce string, write func() (int64, error)) error {
+func (up *upload) append(nonce string, p piece, write func() (int64, error)) error {
 	up.writing.Lock()
 	defer up.writing.Unlock()
 	up.mu.Lock()
@@ -155,7 +158,10 @@ func (up *upload) append(nonce string, write func() (int64, error)) error {
 	if err != nil {
 		return err
 	}
-	up.change(func() { up.offset, up.active, up.fault = offset, up.clock.Now(), nil })
+	up.change(func() {
+		up.offset, up.active, up.fault = offset, up.clock.Now(), nil
+		up.kept = append(up.kept, p)
+	})
 	return nil
 }
 

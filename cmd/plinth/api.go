@@ -33,9 +33,25 @@ func (c *cli) client() (*store.Client, error) {
 	return store.NewClient(cfg)
 }
 
+// processConfig is restConfig for what runs in a pod: its service account comes before files that nobody named, which may be those of
+// a plinth standalone that was on the machine.
+func (c *cli) processConfig() (*rest.Config, error) {
+	if !c.kubeconfigNamed() {
+		if inside, err := rest.InClusterConfig(); err == nil {
+			return inside, nil
+		}
+	}
+	return c.restConfig()
+}
+
+// kubeconfigNamed reports whether the flag or the environment name a kubeconfig.
+func (c *cli) kubeconfigNamed() bool {
+	return c.kubeconfig+os.Getenv("PLINTH_KUBECONFIG")+os.Getenv("KUBECONFIG") != ""
+}
+
 func (c *cli) restConfig() (*rest.Config, error) {
 	paths, err := kubeconfigPaths(c.kubeconfig, os.Getenv)
-	if err != nil && c.kubeconfig+os.Getenv("PLINTH_KUBECONFIG")+os.Getenv("KUBECONFIG") == "" {
+	if err != nil && !c.kubeconfigNamed() {
 		if inside, ierr := rest.InClusterConfig(); ierr == nil { // a pod's service account
 			return inside, nil
 		}

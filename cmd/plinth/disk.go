@@ -27,7 +27,7 @@ var disks = &noun[*v1alpha1.Disk, *v1alpha1.DiskList]{
 
 func newDiskCommand(c *cli) *cobra.Command {
 	cmd := group("disk", "Places for copies and volumes", "Disks are directories that hold copies of images and volumes. Each is known by the UUID stored on it, wherever it is mounted. DISK is that\n"+
-		"UUID, the beginning of it, or the disk's path.",
+		"UUID, the beginning of it, the disk's path, or NODE/PATH where several nodes have that path.",
 		disks.lsCommand(c), disks.showFoundCommand(c, "DISK", findDisk), newDiskAddCommand(c), newDiskRmCommand(c), newDiskOrphansCommand(c))
 	cmd.AddCommand(placedDisks.commands(c)...)
 	return cmd

@@ -13,12 +13,15 @@ import (
 	"plinth.dev/plinth/backingimage/store"
 )
 
+// diskRefHelp begins the help of a flag that takes what findDiskOn does.
+const diskRefHelp = "`disk`, by its UUID, the beginning of it, its path or NODE/PATH,"
+
 // findDisk is findDiskOn any node.
 func findDisk(ctx context.Context, client *store.Client, ref string) (*v1alpha1.Disk, error) {
 	return findDiskOn(ctx, client, ref, "")
 }
 
-// findDiskOn returns the disk that a person means by a UUID, the beginning of one, or a path; node narrows it down unless it is "".
+// findDiskOn returns the disk that a person means by a UUID, the beginning of one, a path, or NODE/PATH; node narrows it down unless it is "".
 // NotFound; Invalid when several fit.
 func findDiskOn(ctx context.Context, client *store.Client, ref, node string) (*v1alpha1.Disk, error) {
 	_, all, err := disks.list(ctx, client, metav1.ListOptions{})
@@ -41,12 +44,13 @@ func findDiskOn(ctx context.Context, client *store.Client, ref, node string) (*v
 	for _, d := range found {
 		which = append(which, fmt.Sprintf("%s (%s on node %s)", d.Name, d.Spec.Path, d.Spec.NodeName))
 	}
-	return nil, backingimage.Errorf(backingimage.Invalid, "%q fits %d disks: %s; give more of the UUID, or --node with a path", ref, len(found), strings.Join(which, ", "))
+	return nil, backingimage.Errorf(backingimage.Invalid, "%q fits %d disks: %s; give more of the UUID, or NODE/PATH", ref, len(found), strings.Join(which, ", "))
 }
 
+// fitsDisk reports whether a reference may mean a disk.
 func fitsDisk(d *v1alpha1.Disk, ref string) bool {
-	if strings.HasPrefix(ref, "/") {
-		return d.Spec.Path == filepath.Clean(ref)
+	if node, path, is := strings.Cut(ref, "/"); is {
+		return (node == "" || node == d.Spec.NodeName) && d.Spec.Path == filepath.Clean("/"+path)
 	}
 	return ref != "" && strings.HasPrefix(d.Name, strings.ToLower(ref))
 }

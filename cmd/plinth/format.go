@@ -106,6 +106,15 @@ func conditionText(conditions []metav1.Condition, kind string) string {
 	return "no"
 }
 
+// setConditionText is a condition with its message, "" where it is not set.
+func setConditionText(conditions []metav1.Condition, kind string) string {
+	c := meta.FindStatusCondition(conditions, kind)
+	if c == nil {
+		return ""
+	}
+	return yesNo(c.Status == metav1.ConditionTrue) + ": " + c.Message
+}
+
 // conditionWord is yes, or the reason why not, or unknown: as much as a table has room for.
 func conditionWord(conditions []metav1.Condition, kind string) string {
 	if c := meta.FindStatusCondition(conditions, kind); c != nil && c.Status == metav1.ConditionFalse {

@@ -95,6 +95,7 @@ func imageFields(i *v1alpha1.BackingImage, now time.Time) []field {
 		field{"Prefetch", yesNo(i.Spec.Prefetch)},
 		field{"Node selector", strings.Join(i.Spec.NodeSelector, ",")},
 		field{"Disk selector", strings.Join(i.Spec.DiskSelector, ",")},
+		field{"Allowed namespaces", strings.Join(i.Spec.AllowedNamespaces, ",")},
 		field{"Volumes", strings.Join(i.Status.Volumes, ", ")},
 		field{"Ready", conditionText(i.Status.Conditions, v1alpha1.ConditionReady)},
 		field{"Healthy", conditionText(i.Status.Conditions, v1alpha1.ConditionHealthy)},

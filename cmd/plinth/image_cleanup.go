@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -26,12 +22,12 @@ func newImageCleanupCommand(c *cli) *cobra.Command {
 	var disks []string
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "cleanup NAME --disk UUID...",
+		Use:   "cleanup NAME --disk DISK...",
 		Short: "Remove an image's copies from disks, now",
 		Long: "Cleanup removes copies that nothing needs without waiting for the time after which they would go by themselves.\n" +
 			"A copy stays, and cleanup says why, while a volume waits for it, while the image asks for one on that disk, and while\n" +
 			"fewer than the image's minimum number of copies would be ready without it.",
-		Example: `  plinth image cleanup fedora-42 --disk 3e1fdc0c-6a0e-4b52-9f0a-6f6f0b1c9c11`,
+		Example: "  plinth image cleanup fedora-42 --disk 3e1fdc0c\n  plinth image cleanup fedora-42 --disk node-2/mnt/nvme1",
 		Args:    program.Exactly("NAME"),
 
 		ValidArgsFunction: images.complete(c),
@@ -55,24 +51,20 @@ func newImageCleanupCommand(c *cli) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&disks, "disk", nil, "`UUID` of a disk to remove the copy from; may be given several times")
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, diskRefHelp+" to remove the copy from; may be given several times")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the answer, for each disk")
 	return cmd
 }
 
 // cleanUp asks for one copy to be removed and waits for the answer. NotFound when there is none; Precondition, with the
 // reason, when it is needed.
-func (c *cli) cleanUp(ctx context.Context, client *store.Client, image *v1alpha1.BackingImage, disk string, timeout time.Duration) error {
-	if err := validateName("a disk", disk); err != nil {
+func (c *cli) cleanUp(ctx context.Context, client *store.Client, image *v1alpha1.BackingImage, ref string, timeout time.Duration) error {
+	found, err := findCopy(ctx, client, image, ref)
+	if err != nil {
 		return err
 	}
-	name := v1alpha1.CopyName(string(image.UID), disk)
-	_, err := client.Copies.Patch(ctx, name, types.MergePatchType, []byte(requestCleanup), metav1.PatchOptions{})
-	if apierrors.IsNotFound(err) {
-		return backingimage.Errorf(backingimage.NotFound, "image %s has no copy on disk %q; it has them on: %s",
-			image.Name, disk, strings.Join(slices.Sorted(maps.Keys(image.Status.DiskFileStatusMap)), ", "))
-	}
-	if err != nil {
+	name, disk := found.Name, found.Spec.DiskUUID
+	if _, err := client.Copies.Patch(ctx, name, types.MergePatchType, []byte(requestCleanup), metav1.PatchOptions{}); err != nil {
 		return apiError(err, "ask for the cleanup of", "copy", name)
 	}
 	waiting, cancel := context.WithTimeout(ctx, timeout)

@@ -2,11 +2,18 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
 )
 
 // printCopies prints a line for each copy of an image, and below them what is to be said of single ones. What state they are in
@@ -73,4 +80,36 @@ func nextTryText(c *v1alpha1.BackingImageCopy, now time.Time) string {
 		return "none: trying again cannot help"
 	}
 	return "in " + max(c.Status.NextTryTime.Sub(now), 0).Round(time.Second).String()
+}
+
+// findCopy returns the copy of an image on the disk that a person means; see findDiskOn. A disk that is not registered any more has
+// no other name than its UUID. NotFound; Invalid when several fit.
+func findCopy(ctx context.Context, client *store.Client, i *v1alpha1.BackingImage, ref string) (*v1alpha1.BackingImageCopy, error) {
+	of, err := copiesOf(ctx, client, i)
+	if err != nil {
+		return nil, err
+	}
+	_, all, err := disks.list(ctx, client, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	var found []*v1alpha1.BackingImageCopy
+	var fit, others []string
+	for _, c := range of {
+		d := &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: c.Spec.DiskUUID}, Spec: v1alpha1.DiskSpec{NodeName: c.Spec.NodeName}}
+		if at := slices.IndexFunc(all, func(d *v1alpha1.Disk) bool { return d.Name == c.Spec.DiskUUID }); at >= 0 {
+			d = all[at]
+		}
+		name := fmt.Sprintf("%s (%s%s)", d.Name, d.Spec.NodeName, d.Spec.Path)
+		if others = append(others, name); fitsDisk(d, ref) {
+			found, fit = append(found, c), append(fit, name)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, backingimage.Errorf(backingimage.NotFound, "--disk: image %s has no copy on disk %q; it has them on: %s", i.Name, ref, cmp.Or(strings.Join(others, ", "), "no disk"))
+	case 1:
+		return found[0], nil
+	}
+	return nil, backingimage.Errorf(backingimage.Invalid, "--disk: %q fits %d disks: %s; give more of the UUID, or NODE/PATH", ref, len(found), strings.Join(fit, ", "))
 }

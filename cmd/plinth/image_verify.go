@@ -30,7 +30,7 @@ func newImageVerifyCommand(c *cli) *cobra.Command {
 			"or cannot be read, it ends with the code of that (see plinth help exit-codes): 8 for damage.\n\n" +
 			"Every copy is read again from time to time without being asked for (plinth standalone --scrub-interval); this is at once, and\n" +
 			"as fast as the disk goes.",
-		Example:           "  plinth image verify fedora-42\n  plinth image verify fedora-42 --disk 375d141f-c688-4773-97c0-7303f1b66a75\n  plinth image verify fedora-42 --wait=false",
+		Example:           "  plinth image verify fedora-42\n  plinth image verify fedora-42 --disk node-2/mnt/nvme1\n  plinth image verify fedora-42 --wait=false",
 		Args:              program.Exactly("NAME"),
 		ValidArgsFunction: images.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -40,7 +40,7 @@ func newImageVerifyCommand(c *cli) *cobra.Command {
 			return v.run(cmd.Context(), args[0])
 		},
 	}
-	cmd.Flags().StringVar(&v.disk, "disk", "", "`UUID` of the disk whose copy to verify (default: all copies)")
+	cmd.Flags().StringVar(&v.disk, "disk", "", diskRefHelp+" whose copy to verify (default: all copies)")
 	cmd.Flags().BoolVar(&v.wait, "wait", true, "return when the copies are verified, and repaired where need be")
 	cmd.Flags().DurationVar(&v.timeout, "timeout", defaultImageTimeout, "how long to wait for that; the verification goes on after it")
 	return cmd
@@ -61,6 +61,13 @@ type verification struct {
 func (v *verification) run(ctx context.Context, name string) (err error) {
 	if v.image, err = images.get(ctx, v.client, name); err != nil {
 		return err
+	}
+	if v.disk != "" {
+		c, err := findCopy(ctx, v.client, v.image, v.disk)
+		if err != nil {
+			return err
+		}
+		v.disk = c.Spec.DiskUUID
 	}
 	of, err := v.copies(ctx)
 	if err != nil {

@@ -10,8 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2"
-	"k8s.io/klog/v2/textlogger"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
@@ -35,7 +33,7 @@ func newNodeCommand(c *cli) *cobra.Command {
 	cmd := group("node", "Machines that hold disks; with --node-name, run the agent of one", `Nodes are machines that run Plinth's agent. Each registers itself.
 
 With --node-name, plinth node is that agent: it joins the API that --kubeconfig names (a cluster's, or that of a plinth
-standalone, see plinth node join-config), registers this machine and its disks, makes their copies and volumes, and serves the
+standalone, see plinth node join-config) or, in a pod, its service account's, registers this machine and its disks, makes their copies and volumes, and serves the
 CSI socket's Identity and Node. It needs no other part of Plinth on this machine. Several run beside each other with names, data
 directories, disks, sockets and ports of their own. The API may be away: what is mounted stays mounted, and the agent goes on when it
 is back. The first SIGINT or SIGTERM stops gently.`,
@@ -63,13 +61,12 @@ func addAgent(c *cli, cmd *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		api, err := c.restConfig()
+		api, err := c.processConfig()
 		if err != nil {
 			return err
 		}
 		cfg.CSIEndpoint, cfg.Node.Openers = c.csiEndpoint, openers.All
-		logger := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(c.verbosity)))
-		klog.SetLoggerWithOptions(logger, klog.ContextualLogger(true))
+		c.logAsProcess()
 		return agent.RunNode(cmd.Context(), cfg, api, c.out)
 	}
 }
@@ -112,6 +109,9 @@ func showNode(_ context.Context, w io.Writer, _ *store.Client, n *v1alpha1.Stora
 		field{"Ready", conditionText(n.Status.Conditions, v1alpha1.ConditionReady)},
 		field{"Schedulable", yesNo(n.Schedulable())},
 		field{"Eviction requested", yesNo(n.Spec.EvictionRequested)},
+		field{"Cordoned", yesNo(n.Status.Cordoned)},
+		field{"Drained", setConditionText(n.Status.Conditions, v1alpha1.ConditionDrained)},
+		field{"Removed", setConditionText(n.Status.Conditions, v1alpha1.ConditionRemoved)},
 		field{"Tags", strings.Join(n.Spec.Tags, ",")},
 		field{"Address", n.Status.Address},
 		field{"Last heartbeat", timeText(now, n.Status.LastHeartbeatTime)},

@@ -242,7 +242,11 @@ func blockVolume(t *testing.T, u *user) {
 
 func cleanup(t *testing.T, u *user) {
 	disk := strings.TrimSpace(u.MustCLI("disk", "ls", "-o", "name"))
-	u.refused(t, 5, []string{"needs 1 ready copies", "spec.minNumberOfCopies"}, "image", "cleanup", "base", "--disk", disk)
+	path := u.DataDir + "/disk"
+	for _, ref := range []string{disk, disk[:8], strings.ToUpper(disk), path, u.NodeName + path} {
+		u.refused(t, 5, []string{"needs 1 ready copies", "spec.minNumberOfCopies"}, "image", "cleanup", "base", "--disk", ref)
+	}
+	u.refused(t, 3, []string{"no copy on disk", disk, path}, "image", "cleanup", "base", "--disk", "other-node"+path)
 	u.refused(t, 3, []string{"no copy on disk", disk}, "image", "cleanup", "base", "--disk", "nowhere")
 	u.refused(t, 2, []string{"--disk"}, "image", "cleanup", "base")
 }

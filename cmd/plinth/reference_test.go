@@ -43,6 +43,7 @@ func describe(b *strings.Builder, cmd *cobra.Command) {
 		}
 		if child.HasSubCommands() {
 			fmt.Fprintf(b, "\n## plinth %s\n\n%s\n", child.Name(), child.Long)
+			describeUse(b, child)
 			describe(b, child)
 			continue
 		}
@@ -55,13 +56,18 @@ func describe(b *strings.Builder, cmd *cobra.Command) {
 			text = child.Short + "."
 		}
 		fmt.Fprintf(b, "\n%s %s\n\n%s\n", heading, strings.TrimSuffix(child.UseLine(), " [flags]"), escape.Replace(text))
-		if child.Example != "" {
-			fmt.Fprintf(b, "\n```sh\n%s\n```\n", strings.ReplaceAll(strings.TrimPrefix(child.Example, "  "), "\n  ", "\n"))
-		}
-		if child.LocalNonPersistentFlags().HasFlags() {
-			b.WriteString("\n")
-			describeFlags(b, child.LocalNonPersistentFlags())
-		}
+		describeUse(b, child)
+	}
+}
+
+// describeUse writes a command's examples and its own flags.
+func describeUse(b *strings.Builder, cmd *cobra.Command) {
+	if cmd.Example != "" {
+		fmt.Fprintf(b, "\n```sh\n%s\n```\n", strings.ReplaceAll(strings.TrimPrefix(cmd.Example, "  "), "\n  ", "\n"))
+	}
+	if cmd.LocalNonPersistentFlags().HasFlags() {
+		b.WriteString("\n")
+		describeFlags(b, cmd.LocalNonPersistentFlags())
 	}
 }
 

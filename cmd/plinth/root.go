@@ -36,6 +36,7 @@ func newRootCommand(c *cli) *cobra.Command {
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return program.SetVerbosity(c.verbosity) }
 	root.AddCommand(
 		standalone.NewCommand(&c.csiEndpoint, execStandalone),
+		newControllerCommand(c),
 		newImageCommand(c),
 		newVolumeCommand(c),
 		newDiskCommand(c),

@@ -79,6 +79,9 @@ func showVolume(_ context.Context, w io.Writer, _ *store.Client, v *v1alpha1.Vol
 	if v.Status.CapacityBytes > 0 && v.Spec.CapacityBytes != v.Status.CapacityBytes {
 		fields = append(fields, field{"Size wanted", exactSizeText(v.Spec.CapacityBytes)})
 	}
+	if c := v.Spec.Claim; c != nil {
+		fields = append(fields, field{"Claim", c.Namespace + "/" + c.Name})
+	}
 	fields = append(fields,
 		field{"Made from", volumeOrigin(v)},
 		field{"Node", v.Spec.NodeName},

@@ -6,10 +6,14 @@
 // killed anywhere is completed, or undone, by calling it again.
 package engine
 
-import "context"
+import (
+	"context"
+	"os"
+	"time"
+)
 
-// Engine makes, attaches and removes the volumes of one disk. A volume's ID is a DNS-1123 label or subdomain, so it is
-// safe as a file name; anything else is Invalid. Calls for one ID exclude each other; calls for different IDs do not.
+// Engine makes, attaches and removes the volumes of one disk, and their snapshots. A volume's or snapshot's ID is a DNS-1123 label
+// or subdomain, so it is safe as a file name; anything else is Invalid. Calls for one ID exclude each other; calls for different IDs do not.
 type Engine interface {
 	// Create makes an empty volume that reads as zeros. When it exists with that size it does nothing; with another
 	// size it is Conflict. Full when the disk has no room.
@@ -19,6 +23,10 @@ type Engine interface {
 	// grows with from's extents, not with its size. OutOfRange when v.Bytes is less than from's size; NotFound when
 	// there is no from. When the volume exists with that size and origin it does nothing; otherwise Conflict.
 	Clone(ctx context.Context, v Volume, from From) error
+
+	// Import is Clone where from is on another disk: its content is in a file at a path on the volume's disk, which is left as it
+	// is. NotFound when there is no such file.
+	Import(ctx context.Context, v Volume, from From, path string) error
 
 	// Delete removes a volume and everything of it, what a killed Create or Clone left included. No such volume is
 	// success. InUse while it is attached and held open.
@@ -44,6 +52,30 @@ type Engine interface {
 	// NotReady when the filesystem did not stay frozen; Full.
 	Export(ctx context.Context, id, path string) error
 
+	// Snapshot makes a snapshot of a volume: its content at one moment, as Export describes it, in a file of its own that the
+	// volume's later life does not touch. Its cost grows with the volume's extents. When it exists, of that volume, it does
+	// nothing; of another it is Conflict. NotFound when there is no volume; NotReady when the filesystem did not stay frozen; Full.
+	Snapshot(ctx context.Context, s Snapshot) error
+
+	// DeleteSnapshot removes a snapshot and everything of it, what a killed Snapshot left included. No such snapshot is success.
+	// Volumes that were made from it stay as they are.
+	DeleteSnapshot(ctx context.Context, id string) error
+
+	// StatSnapshot returns what is on disk. NotFound.
+	StatSnapshot(ctx context.Context, id string) (SnapshotInfo, error)
+
+	// ListSnapshots returns every snapshot on the disk, sorted by ID. One that a killed call left half-made is not one.
+	ListSnapshots(ctx context.Context) ([]SnapshotInfo, error)
+
+	// Extents returns where the content of a snapshot or an image may differ from that of another, base, on the same disk, or,
+	// without a base (From{}), where it may have data: it is zeros elsewhere. A base that is shorter is continued by zeros.
+	// The extents are sorted, disjoint and not adjacent. Nothing is read to find them: they cost what the contents' extents do. In doubt
+	// bytes count as different. NotFound; Invalid for a volume, whose content does not stay what it is.
+	Extents(ctx context.Context, of, base From) ([]Extent, error)
+
+	// Open opens the content of a snapshot or an image for reading. NotFound; Invalid for a volume.
+	Open(ctx context.Context, of From) (*os.File, error)
+
 	// Stat returns what is on disk. NotFound.
 	Stat(ctx context.Context, id string) (Info, error)
 
@@ -61,11 +93,30 @@ type Volume struct {
 	Name  string `json:"name"`  // the orchestrator's name for it
 }
 
-// From names what a clone starts from; exactly one field is set.
+// From names a content, such as a clone starts from; exactly one field is set.
 type From struct {
-	Image  string `json:"image,omitempty"`  // UID of a backing image whose copy is on this disk
-	Volume string `json:"volume,omitempty"` // ID of a volume on this disk; its written-back state is what the clone gets
+	Image    string `json:"image,omitempty"`    // UID of a backing image whose copy is on this disk
+	Volume   string `json:"volume,omitempty"`   // ID of a volume on this disk; its written-back state is what the clone gets
+	Snapshot string `json:"snapshot,omitempty"` // ID of a snapshot on this disk
 }
+
+// Snapshot is what Snapshot makes. It is stored with the data.
+type Snapshot struct {
+	ID     string
+	Volume string // ID of the volume
+	Name   string // the orchestrator's name for it
+}
+
+// SnapshotInfo describes a snapshot on disk.
+type SnapshotInfo struct {
+	Snapshot
+	Bytes     int64     // size of the volume at that moment
+	Created   time.Time // the moment
+	UsedBytes int64     // allocated, what it shares with its volume included
+}
+
+// Extent is a range of a content, in bytes.
+type Extent struct{ Offset, Bytes int64 }
 
 // AttachOptions of a block device.
 type AttachOptions struct {

@@ -44,7 +44,7 @@ func newProcess(tb testing.TB, command string, o Options) Process {
 	}
 	dir := mustTempDir(tb)
 	p := Process{
-		Binary: MustBinary(tb), Dir: dir, DataDir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "csi.sock"), HTTP: mustFreeAddress(tb), NodeName: o.NodeName,
+		Binary: MustBinary(tb), Dir: dir, DataDir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "csi.sock"), HTTP: MustFreeAddress(tb), NodeName: o.NodeName,
 		tb: tb, command: command, ready: o.Ready, log: filepath.Join(dir, "plinth.log"),
 	}
 	if p.ready == 0 {
@@ -86,7 +86,8 @@ func mustTempDir(tb testing.TB) string {
 	return dir
 }
 
-func mustFreeAddress(tb testing.TB) string {
+// MustFreeAddress is host:port of loopback where nothing listens just now.
+func MustFreeAddress(tb testing.TB) string {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -155,6 +156,14 @@ func readyLine(log []byte) bool {
 
 // PID of the process, for looking at its memory.
 func (p *Process) PID() int { return p.process.Process.Pid }
+
+// Signal sends the process a signal that does not end it, such as SIGSTOP.
+func (p *Process) Signal(s syscall.Signal) {
+	p.tb.Helper()
+	if err := p.process.Process.Signal(s); err != nil {
+		p.tb.Fatalf("send %s to plinth %s: %v", s, p.command, err)
+	}
+}
 
 // Kill ends the process as a power loss would: SIGKILL.
 func (p *Process) Kill() {

@@ -87,6 +87,15 @@ type BackingImageSpec struct {
 	// +optional
 	Prefetch bool `json:"prefetch,omitempty"`
 
+	// AllowedNamespaces are the Kubernetes namespaces whose claims may ask for this image by the annotation
+	// plinth.dev/backing-image, where their StorageClass allows that; "*" is every namespace. Absent, none may. What a StorageClass itself
+	// names needs no leave. It may change at any time, and what was provisioned stays.
+	// +optional
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:Pattern=`^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$`
+	// +listType=set
+	AllowedNamespaces []string `json:"allowedNamespaces,omitempty"`
+
 	// AccessTokens let who knows one upload this image's file, or download its content, at a node's agent. Who writes them
 	// keeps the token; only its hash is here.
 	// +optional

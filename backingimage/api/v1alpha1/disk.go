@@ -31,8 +31,9 @@ type DiskSpec struct {
 type OrphanKind string
 
 const (
-	OrphanVolume OrphanKind = "volume" // reported, and never removed by machine: it may be the only copy of somebody's data
-	OrphanImage  OrphanKind = "image"  // a copy of an image; the agent is removing it, or its log says why it cannot
+	OrphanVolume   OrphanKind = "volume"   // reported, and never removed by machine: it may be the only copy of somebody's data
+	OrphanSnapshot OrphanKind = "snapshot" // reported, and never removed by machine, like a volume
+	OrphanImage    OrphanKind = "image"    // a copy of an image; the agent is removing it, or its log says why it cannot
 )
 
 // MaxOrphans bounds status.orphans.
@@ -41,7 +42,7 @@ const MaxOrphans = 1000
 // Orphan is a directory on a disk that no object describes.
 type Orphan struct {
 	Kind OrphanKind `json:"kind"`
-	// Name of the volume, or UID of the image.
+	// Name of the volume or snapshot, or UID of the image.
 	Name string `json:"name"`
 	// Path of the directory on the disk's node.
 	Path string `json:"path"`
@@ -85,6 +86,7 @@ type DiskStatus struct {
 // +kubebuilder:printcolumn:name="Path",type=string,JSONPath=`.spec.path`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Full",type=string,JSONPath=`.status.conditions[?(@.type=="Full")].status`
 // +kubebuilder:printcolumn:name="Schedulable",type=boolean,JSONPath=`.spec.allowScheduling`
 // +kubebuilder:printcolumn:name="Capacity",type=integer,format=int64,JSONPath=`.status.capacityBytes`
 // +kubebuilder:printcolumn:name="Available",type=integer,format=int64,JSONPath=`.status.availableBytes`

@@ -1,9 +1,18 @@
 package v1alpha1
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // ImageFinalizer keeps a BackingImage while volumes still wait for it, and until its copies' objects are gone.
 const ImageFinalizer = "plinth.dev/backing-image"
+
+// ImageAnnotation is the annotation by which a claim asks for an image other than its StorageClass's.
+const ImageAnnotation = "plinth.dev/backing-image"
+
+// AnyNamespace in BackingImageSpec.AllowedNamespaces is every one.
+const AnyNamespace = "*"
 
 // TopologyKey is the topology segment whose value is the StorageNode's name.
 const TopologyKey = "topology.plinth.dev/node"
@@ -24,6 +33,11 @@ func (s *BackingImageSpec) Parameters() map[string]string {
 		m[k] = string(v)
 	}
 	return m
+}
+
+// Allows reports whether claims of a namespace may ask for the image.
+func (s *BackingImageSpec) Allows(namespace string) bool {
+	return slices.Contains(s.AllowedNamespaces, namespace) || slices.Contains(s.AllowedNamespaces, AnyNamespace)
 }
 
 // VolumeNamed finds a volume by its ID or, where no volume has that ID, by the name that the orchestrator gave it; nil when
@@ -54,7 +68,7 @@ func (s *BackingImageSpec) Exports(v *Volume) bool {
 
 // Waits reports whether a volume still needs its image: it is to be cloned from one and is not yet.
 func (v *Volume) Waits() bool {
-	return v.Spec.Image != nil && v.Spec.SourceVolume == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
+	return v.Spec.Image != nil && v.Spec.SourceVolume == "" && v.Spec.SourceSnapshot == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
 }
 
 // Final reports whether a copy has failed and trying again, with nothing changed, cannot help.

@@ -17,6 +17,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&StorageNode{}, &StorageNodeList{},
 		&Disk{}, &DiskList{},
 		&Volume{}, &VolumeList{},
+		&Snapshot{}, &SnapshotList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
 
 // StorageNodeSpec is what users say of a node. The agent creates it with the defaults and never writes it again.
 type StorageNodeSpec struct {
@@ -78,7 +81,10 @@ type StorageNodeStatus struct {
 	// Cordoned is true while the node's Kubernetes Node is unschedulable: copies are moved away as for evictionRequested.
 	// +optional
 	Cordoned bool `json:"cordoned,omitempty"`
-	// Conditions: Ready.
+	// MachineUID is the UID of the Kubernetes Node of that name; empty for a machine that no cluster knew. The controller writes it.
+	// +optional
+	MachineUID types.UID `json:"machineUID,omitempty"`
+	// Conditions: Ready; Drained while the node is cordoned or evicted; Removed when its machine is gone from the cluster.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -91,7 +97,12 @@ type StorageNodeStatus struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=snode,categories=plinth
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Schedulable",type=boolean,JSONPath=`.spec.allowScheduling`
+// +kubebuilder:printcolumn:name="Cordoned",type=boolean,JSONPath=`.status.cordoned`
+// +kubebuilder:printcolumn:name="Drained",type=string,JSONPath=`.status.conditions[?(@.type=="Drained")].status`
+// +kubebuilder:printcolumn:name="Evicting",type=boolean,JSONPath=`.spec.evictionRequested`
+// +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.status.address`,priority=1
 // +kubebuilder:printcolumn:name="Heartbeat",type=date,JSONPath=`.status.lastHeartbeatTime`
 // +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.status.version`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
 
 // VolumeState is where a volume is in its life.
 type VolumeState string
@@ -22,6 +25,15 @@ type VolumeImage struct {
 	UID string `json:"uid"`
 }
 
+// VolumeClaim names the claim (PersistentVolumeClaim) for which a volume was made.
+type VolumeClaim struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// UID of the claim; empty when it could not be asked.
+	// +optional
+	UID types.UID `json:"uid,omitempty"`
+}
+
 // VolumeSpec is what the CSI controller decided. Only capacityBytes changes after creation, and only upwards.
 //
 // +kubebuilder:validation:XValidation:rule="self.diskUUID == oldSelf.diskUUID && self.name == oldSelf.name",message="a volume's disk and name are immutable"
@@ -38,12 +50,22 @@ type VolumeSpec struct {
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
-	// Image that the volume's content began as, its own or that of the volume it was cloned from; absent for an empty volume.
+	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
 	// SourceVolume is the name of the Volume object that this one was cloned from.
 	// +optional
 	SourceVolume string `json:"sourceVolume,omitempty"`
+	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
+	// +optional
+	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
+	// SourceHandle is the handle of the snapshot that was asked for as the volume's content, of whatever type, e.g.
+	// snap://volume/snapshot.
+	// +optional
+	SourceHandle string `json:"sourceHandle,omitempty"`
+	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
+	// +optional
+	Claim *VolumeClaim `json:"claim,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`
@@ -82,6 +104,8 @@ type VolumeStatus struct {
 // +kubebuilder:resource:scope=Cluster,shortName=pvol,categories=plinth
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.diskUUID`
+// +kubebuilder:printcolumn:name="Claim",type=string,JSONPath=`.spec.claim.name`
+// +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.claim.namespace`,priority=1
 // +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.spec.image.name`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`

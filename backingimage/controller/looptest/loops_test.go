@@ -19,6 +19,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/controller"
+	"plinth.dev/plinth/backingimage/event"
 	"plinth.dev/plinth/backingimage/placement"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/store/embedded/embeddedtest"
@@ -31,8 +32,8 @@ const wait = time.Minute
 var settings = controller.Settings{NodeSilence: 3 * time.Second, RecoveryWait: 3 * time.Second, OriginWait: time.Second,
 	Limits: placement.Limits{OverProvisioningPercent: 200, MinimalAvailablePercent: 10}}
 
-// cluster is an API with a store of the test's own, and agents of nodes with a disk each, which is named like its node.
-type cluster struct {
+// world is an API with a store of the test's own, and agents of nodes with a disk each, which is named like its node.
+type world struct {
 	t      *testing.T
 	api    *rest.Config
 	store  *store.Store
@@ -52,10 +53,10 @@ type events struct {
 	reasons []string
 }
 
-func (e *events) Record(_ context.Context, event controller.Event) {
+func (e *events) Record(_ context.Context, told event.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.reasons = append(e.reasons, event.Reason)
+	e.reasons = append(e.reasons, told.Reason)
 }
 
 func (e *events) has(reason string) bool {
@@ -64,9 +65,21 @@ func (e *events) has(reason string) bool {
 	return slices.Contains(e.reasons, reason)
 }
 
-func newCluster(t *testing.T, nodes ...string) *cluster {
+// told waits until events of the reasons are recorded.
+func (c *world) told(reasons ...string) {
+	c.t.Helper()
+	for _, reason := range reasons {
+		for deadline := time.Now().Add(wait); !c.events.has(reason); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				c.t.Fatalf("no event %s: %v", reason, c.events.reasons)
+			}
+		}
+	}
+}
+
+func newCluster(t *testing.T, nodes ...string) *world {
 	t.Helper()
-	c := &cluster{t: t, api: embeddedtest.MustStart(t), events: &events{}, dead: map[string]bool{}, mute: map[string]bool{}, stalls: map[string]bool{}, has: map[string]bool{}, made: map[string]int{}}
+	c := &world{t: t, api: embeddedtest.MustStart(t), events: &events{}, dead: map[string]bool{}, mute: map[string]bool{}, stalls: map[string]bool{}, has: map[string]bool{}, made: map[string]int{}}
 	c.store = c.run(nil)
 	for _, n := range nodes {
 		_, err := c.store.Nodes.Create(context.Background(), &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: n}})
@@ -79,14 +92,14 @@ func newCluster(t *testing.T, nodes ...string) *cluster {
 }
 
 // run runs a store, and what more is to run over it, until the test ends.
-func (c *cluster) run(more func(*store.Store) []interface{ Run(context.Context) error }) *store.Store {
+func (c *world) run(more func(*store.Store) []interface{ Run(context.Context) error }) *store.Store {
 	c.t.Helper()
 	s, stop := c.start(more)
 	c.t.Cleanup(stop)
 	return s
 }
 
-func (c *cluster) start(more func(*store.Store) []interface{ Run(context.Context) error }) (*store.Store, func()) {
+func (c *world) start(more func(*store.Store) []interface{ Run(context.Context) error }) (*store.Store, func()) {
 	c.t.Helper()
 	s, err := store.New(c.api, store.Options{})
 	c.must(err)
@@ -105,17 +118,17 @@ func (c *cluster) start(more func(*store.Store) []interface{ Run(context.Context
 }
 
 // control runs the loops, as a process of its own would, and returns how to stop them.
-func (c *cluster) control() (stop func()) {
+func (c *world) control() (stop func()) {
 	c.t.Helper()
 	_, stop = c.start(func(s *store.Store) []interface{ Run(context.Context) error } {
 		o := controller.Options{Settings: settings, Recorder: c.events}
-		return []interface{ Run(context.Context) error }{controller.NewImages(s, o), controller.NewNodes(s, o)}
+		return []interface{ Run(context.Context) error }{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o)}
 	})
 	c.t.Cleanup(stop)
 	return stop
 }
 
-func (c *cluster) must(err error) {
+func (c *world) must(err error) {
 	c.t.Helper()
 	if err != nil {
 		c.t.Fatal(err)
@@ -123,20 +136,20 @@ func (c *cluster) must(err error) {
 }
 
 // say changes what agents do.
-func (c *cluster) say(what map[string]bool, node string, is bool) {
+func (c *world) say(what map[string]bool, node string, is bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	what[node] = is
 }
 
-func (c *cluster) is(what map[string]bool, node string) bool {
+func (c *world) is(what map[string]bool, node string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return what[node]
 }
 
 // agent plays the agent of a node until the test ends.
-func (c *cluster) agent(name string) {
+func (c *world) agent(name string) {
 	ctx := c.t.Context()
 	for n := 0; ctx.Err() == nil; n++ {
 		if !c.is(c.dead, name) {
@@ -156,7 +169,7 @@ func (c *cluster) agent(name string) {
 	}
 }
 
-func (c *cluster) beat(ctx context.Context, name string) {
+func (c *world) beat(ctx context.Context, name string) {
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Played", Message: "the agent runs"}
 	_, _ = c.store.Nodes.ModifyStatus(ctx, name, func(n *v1alpha1.StorageNode) {
 		n.Status.LastHeartbeatTime = metav1.NewTime(n.Status.LastHeartbeatTime.Add(time.Second)) // a clock that nobody shares
@@ -169,7 +182,7 @@ func (c *cluster) beat(ctx context.Context, name string) {
 }
 
 // make does the next thing for a copy that an agent would.
-func (c *cluster) make(ctx context.Context, b *v1alpha1.BackingImageCopy) {
+func (c *world) make(ctx context.Context, b *v1alpha1.BackingImageCopy) {
 	peer := slices.ContainsFunc(c.store.Copies.By(store.ByImage, b.Spec.Image), func(o *v1alpha1.BackingImageCopy) bool {
 		return o.Status.State == v1alpha1.CopyReady && o.Name != b.Name
 	})
@@ -198,7 +211,7 @@ func (c *cluster) make(ctx context.Context, b *v1alpha1.BackingImageCopy) {
 }
 
 // image creates an image.
-func (c *cluster) image(name string, copies int32) *v1alpha1.BackingImage {
+func (c *world) image(name string, copies int32) *v1alpha1.BackingImage {
 	c.t.Helper()
 	i, err := c.store.Images.Create(context.Background(), &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.BackingImageSpec{
 		SourceType: v1alpha1.SourceDownload, SourceParameters: map[string]v1alpha1.SourceParameter{"url": "http://192.0.2.1/x"}, MinNumberOfCopies: copies}})
@@ -207,7 +220,7 @@ func (c *cluster) image(name string, copies int32) *v1alpha1.BackingImage {
 }
 
 // until waits for an image to be as wanted; is sees nil while there is none.
-func (c *cluster) until(name, what string, is func(*v1alpha1.BackingImage) bool) *v1alpha1.BackingImage {
+func (c *world) until(name, what string, is func(*v1alpha1.BackingImage) bool) *v1alpha1.BackingImage {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
@@ -229,7 +242,7 @@ func shows(disk string, state v1alpha1.CopyState) func(*v1alpha1.BackingImage) b
 }
 
 // disks are those with a copy of an image.
-func (c *cluster) disks(i *v1alpha1.BackingImage) (holders []string) {
+func (c *world) disks(i *v1alpha1.BackingImage) (holders []string) {
 	for _, b := range c.store.Copies.By(store.ByImage, i.Name) {
 		holders = append(holders, b.Spec.DiskUUID)
 	}
@@ -250,9 +263,7 @@ func TestSilentNode(t *testing.T) {
 	c.until("two", "said to have too few copies past the grace", func(i *v1alpha1.BackingImage) bool {
 		return copiesAre("1/2")(i) && strings.Contains(i.Status.Message, "only 1 of 2")
 	})
-	if !c.events.has("CopyUnknown") || !c.events.has(v1alpha1.NodeSilent) {
-		t.Errorf("events: %v", c.events.reasons)
-	}
+	c.told("CopyUnknown", v1alpha1.NodeSilent, "Unknown")
 
 	// An agent that is back and does not beat yet says what it finds. Nobody contradicts it for long.
 	c.say(c.mute, "n2", true)
@@ -271,7 +282,7 @@ func TestSilentNode(t *testing.T) {
 	}
 }
 
-func (c *cluster) untilCopy(name, what string, is func(*v1alpha1.BackingImageCopy) bool) {
+func (c *world) untilCopy(name, what string, is func(*v1alpha1.BackingImageCopy) bool) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
@@ -366,7 +377,7 @@ func TestNobodyIsSilentBecauseTheAPIIsAway(t *testing.T) {
 	c.beat(ctx, "n1")
 	c.must(c.store.Nodes.Wait(ctx, "n1", func(n *v1alpha1.StorageNode) (bool, error) { return isReady(n), nil }))
 	clock := clocktesting.NewFakeClock(time.Now())
-	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Recorder: c.events, Clock: clock})
+	loop := controller.NewNodes(c.store, controller.Options{Settings: controller.Settings{NodeSilence: time.Minute}, Clock: clock})
 	beat := func() { // returns when the loop can have heard it
 		before, _ := c.store.Nodes.Get("n1")
 		c.beat(ctx, "n1")
@@ -428,7 +439,7 @@ func TestRestartsOfTheControllerChangeNothing(t *testing.T) {
 }
 
 // versions of an image and its copies, which change with every write.
-func (c *cluster) versions(image string) []string {
+func (c *world) versions(image string) []string {
 	c.t.Helper()
 	i, err := c.store.Images.Live(context.Background(), image)
 	c.must(backingimage.IgnoreNotFound(err))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"time"
 
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -20,7 +21,7 @@ type meaning struct {
 }
 
 const (
-	keysRemedy = "put keys that may read it into a secret, as " + credential.KeyAccessKeyID + " and " + credential.KeySecretKey + ", and name that with the parameter secret"
+	keysRemedy = "put keys that have the right to it into a secret, as " + credential.KeyAccessKeyID + " and " + credential.KeySecretKey + ", and name that secret"
 	laterOn    = "it will be tried again"
 )
 
@@ -57,7 +58,7 @@ var otherRegion = map[string]bool{"PermanentRedirect": true, "AuthorizationHeade
 
 // classify turns the client's error into one with a Kind, which does not name the source yet. source.ErrUnfit when another version or
 // piece is there than was asked for; the error itself when there was no answer at all.
-func (s *Source) classify(err error) error {
+func (p place) classify(err error, now time.Time) error {
 	var answer *smithyhttp.ResponseError
 	if !errors.As(err, &answer) || answer.Response == nil || answer.Response.Response == nil {
 		return err
@@ -67,7 +68,7 @@ func (s *Source) classify(err error) error {
 	case resp.StatusCode == http.StatusPreconditionFailed, resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		return source.ErrUnfit
 	case resp.StatusCode/100 == 3, otherRegion[code]:
-		return s.elsewhere(resp)
+		return p.elsewhere(resp)
 	case resp.StatusCode < 300: // the answer broke while it was read
 		return err
 	}
@@ -85,16 +86,16 @@ func (s *Source) classify(err error) error {
 	if code != "" {
 		code = " (" + code + ")"
 	}
-	return backingimage.Errorf(m.kind, "%w%s: %s", source.StatusError(resp, s.options.Clock.Now()), code, m.remedy)
+	return backingimage.Errorf(m.kind, "%w%s: %s", source.StatusError(resp, now), code, m.remedy)
 }
 
 // elsewhere names the region, when the server did.
-func (s *Source) elsewhere(resp *http.Response) error {
+func (p place) elsewhere(resp *http.Response) error {
 	remedy := "give the bucket's region with the parameter region"
 	if region := resp.Header.Get("X-Amz-Bucket-Region"); region != "" && source.ValidateRegion("", region) == nil {
 		remedy = "set the parameter region to " + region
 	}
-	return backingimage.Errorf(backingimage.Precondition, "the bucket %s is not in the region %s, for which it was asked: %s", s.name, s.region, remedy)
+	return backingimage.Errorf(backingimage.Precondition, "the bucket %s is not in the region %s, for which it was asked: %s", p.name, p.region, remedy)
 }
 
 var codeCharacters = regexp.MustCompile(`^[A-Za-z][A-Za-z.]{0,63}$`)

@@ -81,10 +81,7 @@ func locate(parameters map[string]string, o source.Options) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	if err := source.ValidateEndpoint("secret: key "+credential.KeyEndpoint, o.Credential.Endpoint); err != nil {
-		return place{}, err
-	}
-	if err := source.ValidateRegion("secret: key "+credential.KeyRegion, o.Credential.Region); err != nil {
+	if err := checkServer(o.Credential); err != nil {
 		return place{}, err
 	}
 	p := place{
@@ -96,6 +93,14 @@ func locate(parameters map[string]string, o source.Options) (place, error) {
 	style := parameters[v1alpha1.ParameterPathStyle]
 	p.pathStyle = style == "true" || style == "" && p.endpoint != ""
 	return p, nil
+}
+
+// checkServer checks what a credential says of the server. Invalid.
+func checkServer(c credential.Credential) error {
+	if err := source.ValidateEndpoint("secret: key "+credential.KeyEndpoint, c.Endpoint); err != nil {
+		return err
+	}
+	return source.ValidateRegion("secret: key "+credential.KeyRegion, c.Region)
 }
 
 // String is s3://bucket/key.
@@ -149,7 +154,7 @@ func (s *Source) open(ctx context.Context, offset, bytes int64, validator string
 	reader, err := source.Watch(ctx, s.options, s.String(), func(ctx context.Context) (io.ReadCloser, error) {
 		r, err := s.bucket.NewRangeReader(ctx, s.key, offset, bytes, &blob.ReaderOptions{BeforeRead: pin})
 		if err != nil {
-			return nil, s.classify(err)
+			return nil, s.classify(err, s.options.Clock.Now())
 		}
 		if err := accept(r, body, offset, bytes, validator); err != nil {
 			r.Close()

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"plinth.dev/plinth/test/plinthtest"
 )
 
 // within is how long a server's program may take to answer.
@@ -76,7 +78,7 @@ func MustRegistry(tb testing.TB, dir, user, password string) string {
 		must(tb, os.WriteFile(file, []byte(user+":"+string(hash)+"\n"), 0o600))
 		auth = "auth: {htpasswd: {realm: test, path: " + file + "}}\n"
 	}
-	program, config := tool(tb, "docker-registry"), filepath.Join(tb.TempDir(), "config.yml")
+	program, config := plinthtest.MustTool(tb, "docker-registry"), filepath.Join(tb.TempDir(), "config.yml")
 	return MustRun(tb, func(address string) *exec.Cmd {
 		must(tb, os.WriteFile(config, []byte("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"+
 			"storage: {filesystem: {rootdirectory: "+dir+"}, delete: {enabled: true}}\nhttp: {addr: "+address+"}\n"+auth), 0o600))
@@ -87,26 +89,10 @@ func MustRegistry(tb testing.TB, dir, user, password string) string {
 // MustS3 runs an S3 server over a directory, whose folders are the buckets, and returns its address. The keys are root's.
 func MustS3(tb testing.TB, dir, accessKey, secretKey string) string {
 	tb.Helper()
-	program, accounts := tool(tb, "versitygw"), tb.TempDir()
+	program, accounts := plinthtest.MustTool(tb, "versitygw"), tb.TempDir()
 	return MustRun(tb, func(address string) *exec.Cmd {
 		cmd := exec.Command(program, "--port", address, "--region", "eu-test-1", "--quiet", "--iam-dir", accounts, "posix", dir)
 		cmd.Env = []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}
 		return cmd
 	})
-}
-
-// tool is a program that "make tools" brought: one from PATH, or the newest in the user's cache.
-func tool(tb testing.TB, name string) string {
-	tb.Helper()
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	cache, err := os.UserCacheDir()
-	must(tb, err)
-	found, err := filepath.Glob(filepath.Join(cache, "plinth", "tools", name+"*"))
-	must(tb, err)
-	if len(found) == 0 {
-		tb.Fatalf("%s, a server of the tests, is neither in PATH nor in %s/plinth/tools: run \"make tools\"", name, cache)
-	}
-	return found[len(found)-1]
 }

@@ -20,13 +20,13 @@ import (
 // Who has the owner's token may do everything. A node that joined may read all of Plinth's objects, as an agent must, and write
 // what is its own:
 //
-//	resource                     create  update, patch  status  delete
-//	storagenodes                 own     own            own     -
-//	disks                        own     own            own     -
-//	backingimagecopies, volumes  -       own            own     -
-//	everything else              -       -              -       -
+//	resource                                create  update, patch  status  delete
+//	storagenodes                            own     own            own     -
+//	disks                                   own     own            own     -
+//	backingimagecopies, volumes, snapshots  -       own            own     -
+//	everything else                         -       -              -       -
 //
-// A disk, a copy or a volume is a node's own when spec.nodeName is that node after the write. So a node may take over what was another's, as
+// A disk, a copy, a volume or a snapshot is a node's own when spec.nodeName is that node after the write. So a node may take over what was another's, as
 // it must when a disk is moved to it, and cannot put anything into another's hands, or report in its name.
 const nodeUserPrefix = "plinth:node:"
 
@@ -66,6 +66,7 @@ var nodeVerbs = map[string][]string{
 	"disks": {"create", "update", "patch"}, "disks/status": {"update", "patch"},
 	"backingimagecopies": {"update", "patch"}, "backingimagecopies/status": {"update", "patch"},
 	"volumes": {"update", "patch"}, "volumes/status": {"update", "patch"},
+	"snapshots": {"update", "patch"}, "snapshots/status": {"update", "patch"},
 }
 
 // authorize implements authorizer.Authorizer: which kinds of request a user may make. Whose object it is, ownObjects checks.
@@ -85,7 +86,7 @@ func authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision,
 		a.GetAPIGroup() == v1alpha1.GroupVersion.Group && (a.IsReadOnly() || slices.Contains(nodeVerbs[resource], a.GetVerb())):
 		return authorizer.DecisionAllow, "", nil
 	}
-	return authorizer.DecisionDeny, "a node that joined reads Plinth's objects, and writes its own StorageNode, disks, copies and volumes", nil
+	return authorizer.DecisionDeny, "a node that joined reads Plinth's objects, and writes its own StorageNode, disks, copies, volumes and snapshots", nil
 }
 
 // ownObjects refuses what a node writes that is not its own. It sees the object as it will be stored.

@@ -1,7 +1,9 @@
 package embedded_test
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +29,37 @@ func TestKinds(t *testing.T) {
 	t.Run("defaults are filled in", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("status", func(t *testing.T) { testStatus(t, c) })
 	t.Run("field selectors", func(t *testing.T) { testFieldSelectors(t, c) })
+	t.Run("the cache has no managed fields, and what is written from it keeps them", func(t *testing.T) { testManagedFields(t, c, s.RESTConfig()) })
+}
+
+func testManagedFields(t *testing.T, c *store.Client, cfg *rest.Config) {
+	s, err := store.New(cfg, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	if err := s.Synced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Nodes.Create(ctx, &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: "managed"}}, metav1.CreateOptions{FieldManager: "who-made-it"}); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Nodes.Wait(ctx, "managed", func(n *v1alpha1.StorageNode) (bool, error) {
+		return n != nil && len(n.ManagedFields) == 0, nil
+	})
+	if err == nil {
+		_, err = s.Nodes.Modify(ctx, "managed", func(n *v1alpha1.StorageNode) { n.Spec.Tags = []string{"changed"} })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, err := s.Nodes.Live(ctx, "managed")
+	if err != nil || !slices.ContainsFunc(live.ManagedFields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == "who-made-it" }) {
+		t.Errorf("got %+v, %v", live.ManagedFields, err)
+	}
 }
 
 // A server that starts answers 404 for kinds that it does not serve yet; whoever waits for an object must not take that for
@@ -197,6 +230,7 @@ func testChange(t *testing.T, c *store.Client) {
 	}
 	t.Run("of a volume", func(t *testing.T) { testVolumeChange(t, c) })
 	t.Run("of a copy", func(t *testing.T) { testCopyChange(t, c) })
+	t.Run("of a snapshot", func(t *testing.T) { testSnapshotChange(t, c) })
 }
 
 func testVolumeChange(t *testing.T, c *store.Client) {
@@ -227,6 +261,40 @@ func testVolumeChange(t *testing.T, c *store.Client) {
 			mustRefuse(t, err, test.message)
 		})
 	}
+}
+
+func testSnapshotChange(t *testing.T, c *store.Client) {
+	ctx := testContext(t)
+	taken := &v1alpha1.Snapshot{Spec: v1alpha1.SnapshotSpec{Name: "snapshot-1", Volume: "v", Type: v1alpha1.SnapshotSnap, DiskUUID: "d", NodeName: "n"}}
+	taken.Name = "s"
+	for name, test := range map[string]struct {
+		change  func(*v1alpha1.SnapshotSpec)
+		message string
+	}{
+		"of another type is refused":        {func(s *v1alpha1.SnapshotSpec) { s.Type = "bi" }, `Unsupported value: "bi"`},
+		"of no volume is refused":           {func(s *v1alpha1.SnapshotSpec) { s.Volume = "" }, "spec.volume"},
+		"on no disk is refused":             {func(s *v1alpha1.SnapshotSpec) { s.DiskUUID = "" }, "spec.diskUUID"},
+		"for a volume is refused":           {func(s *v1alpha1.SnapshotSpec) { s.TargetVolume = "w" }, "targetVolume: is for snapshots of type clone"},
+		"of type clone for none is refused": {func(s *v1alpha1.SnapshotSpec) { s.Type = v1alpha1.SnapshotClone }, "targetVolume: is for snapshots of type clone"},
+		"of type clone is accepted":         {func(s *v1alpha1.SnapshotSpec) { s.Type, s.TargetVolume = v1alpha1.SnapshotClone, "w" }, ""},
+		"for a backup is accepted":          {func(s *v1alpha1.SnapshotSpec) { s.Type = v1alpha1.SnapshotBackup }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := taken.DeepCopy()
+			test.change(&other.Spec)
+			_, err := c.Snapshots.Create(ctx, other, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			mustRefuse(t, err, test.message)
+		})
+	}
+	taken, err := c.Snapshots.Create(ctx, taken, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("that changes its spec is refused", func(t *testing.T) {
+		taken.Spec.Volume = "w"
+		_, err := c.Snapshots.Update(ctx, taken, metav1.UpdateOptions{})
+		mustRefuse(t, err, "a snapshot's spec is immutable")
+	})
 }
 
 func testCopyChange(t *testing.T, c *store.Client) {

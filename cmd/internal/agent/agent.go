@@ -6,20 +6,16 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
 	"plinth.dev/plinth/csi"
 	"plinth.dev/plinth/provisioner"
@@ -34,13 +30,14 @@ type Agent struct {
 	// Address is where others reach the HTTPS server, host:port.
 	Address string
 
-	store   *store.Store
-	disks   *disk.Set
-	node    *node.Agent
-	volumes *provisioner.VolumeLoop
-	csi     *csi.Server
-	http    *httpServer
-	peers   *transfer.Server
+	store     *store.Store
+	disks     *disk.Set
+	node      *node.Agent
+	volumes   *provisioner.VolumeLoop
+	snapshots *provisioner.SnapshotLoop
+	csi       *csi.Server
+	http      *process.HTTP
+	peers     *transfer.Server
 }
 
 // New makes the parts and gives each what it needs of the others. It takes the port of the HTTPS server, and nothing runs yet.
@@ -50,8 +47,7 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	if err != nil {
 		return nil, err
 	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry := process.NewRegistry()
 	peers, err := cfg.peers.open(cfg.Node.Limits.MaxSourceBytes)
 	if err != nil {
 		return nil, err
@@ -62,11 +58,11 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	o.Identity, o.Shares = peers.identity, peers.shares
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
-	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines)}
-	metrics := newMetrics(registry)
+	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines), snapshots: provisioner.NewSnapshotLoop(s, engines)}
+	stageWait := newStageWait(registry)
 	a.csi, err = csi.New(csi.Options{
-		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: metrics.rpcSeconds, Ready: a.readyNow, Controller: controller,
-		Node: provisioner.NewAttacher(cfg.NodeName, s, engines, clock.RealClock{}, metrics.stageWaitSeconds.Observe),
+		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(registry), Ready: func() error { return process.ReadyNow(a.Ready) }, Controller: controller,
+		Node: provisioner.NewAttacher(cfg.NodeName, s, engines, clock.RealClock{}, stageWait.Observe),
 	})
 	if err != nil {
 		return nil, err
@@ -74,7 +70,7 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	if a.peers, err = peers.server(s, disks, registry); err != nil {
 		return nil, err
 	}
-	a.http = newHTTPServer(cfg.httpListen, registry, a.Ready)
+	a.http = process.NewHTTP(cfg.httpListen, registry, a.Ready)
 	return a, nil
 }
 
@@ -85,37 +81,20 @@ func newEngines(disks *disk.Set) *provisioner.Engines {
 	})
 }
 
-// metrics of calls.
-type metrics struct {
-	rpcSeconds       *prometheus.HistogramVec
-	stageWaitSeconds prometheus.Histogram
+func newStageWait(r prometheus.Registerer) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "plinth_stage_wait_seconds", Help: "Time that staging a volume waited for its data.", Buckets: prometheus.ExponentialBuckets(0.001, 5, 10),
+	})
+	r.MustRegister(h)
+	return h
 }
-
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
-		rpcSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "plinth_csi_rpc_seconds", Help: "Duration of CSI calls, by method and gRPC code.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
-		}, []string{"method", "code"}),
-		stageWaitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "plinth_stage_wait_seconds", Help: "Time that staging a volume waited for its data.", Buckets: prometheus.ExponentialBuckets(0.001, 5, 10),
-		}),
-	}
-	r.MustRegister(m.rpcSeconds, m.stageWaitSeconds)
-	return m
-}
-
-// part runs until its context ends.
-type part interface{ Run(context.Context) error }
 
 // Run runs the parts, and others beside them that use the same store, until ctx ends or one of them fails; then it closes
 // the disks.
-func (a *Agent) Run(ctx context.Context, others ...part) error {
-	group, running := errgroup.WithContext(ctx)
-	for _, p := range append([]part{a.store, a.node, a.volumes, a.csi, a.http, a.peers, memory{}}, others...) {
-		group.Go(func() error { return p.Run(running) })
-	}
-	err := group.Wait()
-	return errors.Join(err, Stopped(ctx, "disks", a.disks.Close))
+func (a *Agent) Run(ctx context.Context, others ...process.Part) error {
+	parts := append([]process.Part{a.store, a.node, a.volumes, a.snapshots, a.csi, a.http, a.peers, process.Memory{}}, others...)
+	err := process.Run(ctx, parts...)
+	return errors.Join(err, process.Stopped(ctx, "disks", a.disks.Close))
 }
 
 // Ready returns when requests can be answered: the caches are full, this node is registered, and the socket is served.
@@ -127,27 +106,4 @@ func (a *Agent) Ready(ctx context.Context) error {
 		return err
 	}
 	return a.csi.Serving(ctx)
-}
-
-// readyNow is Ready without much of a wait: NotReady while this process starts.
-func (a *Agent) readyNow() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	if err := a.Ready(ctx); err != nil {
-		return backingimage.Errorf(backingimage.NotReady, "plinth is starting: %w", err)
-	}
-	return nil
-}
-
-// stopTimeout bounds a gentle stop.
-const stopTimeout = 20 * time.Second
-
-// Stopped runs one step of a stop within its time, whatever ended ctx, and names it in its error.
-func Stopped(ctx context.Context, what string, stop func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	if err := stop(ctx); err != nil {
-		return fmt.Errorf("stop %s: %w", what, err)
-	}
-	return nil
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"net"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -43,7 +43,7 @@ func (f *Flags) AddTo(flags *pflag.FlagSet, dataDir, nodeName string) {
 	flags.StringVar(&f.NodeName, "node-name", "", nodeName)
 	flags.StringArrayVar(&f.disks, "disk", nil, "`directory` for copies and volumes; may be given several times (default: <data-dir>/disk). On XFS or btrfs it is used as it is; elsewhere a pool file is made in it")
 	flags.StringVar(&f.poolSize, "pool-size", "", "`size` of a pool file, e.g. 200Gi; it is sparse (default: 80 % of the free space)")
-	flags.StringVar(&f.httpListen, "http-listen", "", "`address` for /healthz, /readyz and /metrics, e.g. 127.0.0.1:9280 (default: none)")
+	flags.StringVar(&f.httpListen, "http-listen", "", process.HTTPListenHelp)
 	flags.StringSliceVar(&f.allowSourceCIDRs, "allow-source-cidr", nil, "`CIDR` that images may be downloaded from though it is denied by default (loopback, link-local, metadata); may be given several times")
 	flags.StringVar(&f.maxImageSize, "max-image-size", "16Ti", "largest virtual `size` that an image may have")
 	flags.IntVar(&f.maxFetches, "max-fetches", 5, "`number` of images fetched at once")
@@ -86,10 +86,8 @@ func (f *Flags) Config() (Config, error) {
 			return cfg, err
 		}
 	}
-	if f.httpListen != "" {
-		if _, _, err := net.SplitHostPort(f.httpListen); err != nil {
-			return cfg, program.FlagError("http-listen", "%w; write host:port, e.g. 127.0.0.1:9280", err)
-		}
+	if err := process.CheckHTTPListen(f.httpListen); err != nil {
+		return cfg, err
 	}
 	if cfg.peers, err = f.peerConfig(cfg.DataDir); err != nil {
 		return cfg, err

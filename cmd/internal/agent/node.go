@@ -12,6 +12,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -42,9 +43,7 @@ const leastHeartbeat = time.Second
 // RunNode is a process that is a node and nothing else, until ctx ends or a part of it dies. The API may be away: what has
 // nothing to do with it goes on, the rest waits.
 func RunNode(ctx context.Context, cfg Config, api *rest.Config, out io.Writer) error {
-	api = rest.CopyConfig(api)
-	api.QPS = -1 // the loops limit themselves
-	api.UserAgent = "plinth-node/" + program.Version
+	api, requests := process.API(api, "plinth-node")
 	s, err := store.New(api, store.Options{NodeName: cfg.NodeName})
 	if err != nil {
 		return err
@@ -57,6 +56,7 @@ func RunNode(ctx context.Context, cfg Config, api *rest.Config, out io.Writer) e
 	if err != nil {
 		return err
 	}
+	a.Registry.MustRegister(requests)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.Run(ctx) })
 	group.Go(func() error {

@@ -5,12 +5,9 @@ import (
 	"path/filepath"
 	"sync"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 
-	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/credential"
 )
 
@@ -51,7 +48,7 @@ func (s *secrets) choose() (credential.Reader, error) {
 	if s.chosen != nil {
 		return s.chosen, nil
 	}
-	has, err := hasSecrets(s.cfg)
+	has, err := cluster.Serves(s.cfg, "secrets")
 	if err != nil {
 		return nil, err
 	}
@@ -65,29 +62,4 @@ func (s *secrets) choose() (credential.Reader, error) {
 	}
 	s.chosen = kubernetes
 	return s.chosen, nil
-}
-
-// hasSecrets reports whether the API serves the kind Secret, as a cluster's does and an embedded one does not.
-func hasSecrets(cfg *rest.Config) (bool, error) {
-	client, err := discovery.NewDiscoveryClientForConfig(cfg)
-	if err != nil {
-		return false, err
-	}
-	core, err := client.ServerResourcesForGroupVersion("v1")
-	switch {
-	case apierrors.IsNotFound(err):
-		return false, nil
-	case err != nil:
-		return false, backingimage.Errorf(backingimage.NotReady, "ask the API whether it has secrets: %w", err)
-	}
-	return containsSecrets(core.APIResources), nil
-}
-
-func containsSecrets(kinds []metav1.APIResource) bool {
-	for _, r := range kinds {
-		if r.Name == "secrets" {
-			return true
-		}
-	}
-	return false
 }

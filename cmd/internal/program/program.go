@@ -49,7 +49,7 @@ func Interruptible() context.Context {
 
 // ProcessFlags are flags that every command has.
 func ProcessFlags(flags *pflag.FlagSet, csiEndpoint *string, verbosity *int) {
-	flags.StringVar(csiEndpoint, "csi-endpoint", "unix:///run/plinth/csi.sock", "CSI `socket` that volume commands talk to, and that standalone and node serve")
+	flags.StringVar(csiEndpoint, "csi-endpoint", "unix:///run/plinth/csi.sock", "CSI `socket` that volume commands talk to, and that standalone, controller and node serve")
 	flags.IntVarP(verbosity, "verbosity", "v", 0, "log `level`: 0 state changes, 2 steps, 4 why nothing was done, 5 payloads")
 }
 

@@ -6,26 +6,20 @@ import (
 	"net"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"plinth.dev/plinth/backingimage/controller"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/cmd/internal/agent"
+	"plinth.dev/plinth/cmd/internal/control"
 	"plinth.dev/plinth/cmd/internal/program"
-	"plinth.dev/plinth/provisioner"
 )
 
 // flags of `plinth standalone` as they are written.
 type flags struct {
 	agent.Flags
-	apiListen        string
-	overProvisioning int64
-	minimalAvailable int64
-	cleanupWait      time.Duration
-	recoveryWait     time.Duration
-	nodeSilence      time.Duration
+	control   control.Flags
+	apiListen string
 }
 
 // NewCommand is `plinth standalone`: it checks the flags and gives what they mean to run. The binaries that have the
@@ -62,11 +56,7 @@ name another.`,
 	flags := cmd.Flags()
 	f.AddTo(flags, "`directory` of the control plane's data and the kubeconfig", "`name` of this machine in Plinth's objects and in topology (default: the host name)")
 	flags.StringVar(&f.apiListen, "api-listen", "127.0.0.1:0", "`address` of the embedded API; port 0 takes a free one and keeps it. Beyond loopback others reach it at the host of --advertise-address")
-	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
-	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes and copies")
-	flags.DurationVar(&f.cleanupWait, "cleanup-wait", time.Hour, "`time` after its last use for which a copy stays that nothing wants; 0: for ever")
-	flags.DurationVar(&f.recoveryWait, "recovery-wait", 5*time.Minute, "`time` for which a copy that cannot be reached counts as there, before another is made")
-	flags.DurationVar(&f.nodeSilence, "node-silence", time.Minute, "`time` without a heartbeat after which a node counts as silent")
+	f.control.AddTo(flags)
 	return cmd
 }
 
@@ -75,10 +65,9 @@ type Config struct {
 	// Openers of image sources, given by the binary that links them.
 	Openers map[string]node.Opener
 
-	agent       agent.Config
-	apiListen   string
-	provisioner provisioner.Options
-	images      controller.Options
+	agent     agent.Config
+	control   control.Config
+	apiListen string
 }
 
 // config checks the flags. What it refuses is Invalid and names the flag.
@@ -98,14 +87,11 @@ func (f *flags) config() (Config, error) {
 	if err := f.api(cfg.agent.AdvertiseHost()); err != nil {
 		return cfg, err
 	}
-	switch {
-	case f.overProvisioning < 1:
-		return cfg, program.FlagError("over-provisioning", "%d %% of a disk hold no volume; give at least 1, e.g. 200", f.overProvisioning)
-	case f.minimalAvailable < 0 || f.minimalAvailable > 99:
-		return cfg, program.FlagError("minimal-available", "%d is no percentage of a disk to keep free; give 0 to 99", f.minimalAvailable)
+	if cfg.control, err = f.control.Config(); err != nil {
+		return cfg, err
 	}
-	cfg.provisioner = provisioner.Options{OverProvisioningPercent: f.overProvisioning, MinimalAvailablePercent: f.minimalAvailable}
-	return cfg, f.waits(&cfg)
+	cfg.agent.Node.Heartbeat = min(node.DefaultHeartbeat, cfg.control.Loops.Settings.NodeSilence/3)
+	return cfg, nil
 }
 
 // api checks that others can be told where the API is. What else may be wrong with its address, the API says.
@@ -119,26 +105,3 @@ func (f *flags) api(advertise string) error {
 	}
 	return nil
 }
-
-// waits are the flags that say how long the controllers wait.
-func (f *flags) waits(cfg *Config) error {
-	switch {
-	case f.cleanupWait < 0:
-		return program.FlagError("cleanup-wait", "%s is before the last use; give 0 to keep copies for ever, or e.g. 60m", f.cleanupWait)
-	case f.recoveryWait < time.Second:
-		return program.FlagError("recovery-wait", "%s is no time to come back in; give at least 1s, e.g. 5m", f.recoveryWait)
-	case f.nodeSilence < leastSilence:
-		return program.FlagError("node-silence", "in %s no node says much; give at least %s, e.g. 1m", f.nodeSilence, leastSilence)
-	}
-	s := controller.Settings{CleanupWait: f.cleanupWait, RecoveryWait: f.recoveryWait, NodeSilence: f.nodeSilence}
-	if f.cleanupWait == 0 {
-		s.CleanupWait = -1
-	}
-	s.Limits.OverProvisioningPercent, s.Limits.MinimalAvailablePercent = f.overProvisioning, f.minimalAvailable
-	cfg.images.Settings = s
-	cfg.agent.Node.Heartbeat = min(node.DefaultHeartbeat, f.nodeSilence/3)
-	return nil
-}
-
-// leastSilence leaves room for three heartbeats of a second.
-const leastSilence = 3 * time.Second

@@ -14,10 +14,11 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
-	"plinth.dev/plinth/backingimage/controller"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/agent"
+	"plinth.dev/plinth/cmd/internal/control"
+	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/provisioner"
 )
 
@@ -49,14 +50,14 @@ func Run(ctx context.Context, c Config, newAPI func(APIConfig) (API, error), out
 	if err := api.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, agent.Stopped(ctx, "control plane", api.Stop)) }()
+	defer func() { err = errors.Join(err, process.Stopped(ctx, "control plane", api.Stop)) }()
 	parts, err := join(c, api.RESTConfig())
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return died(ctx, "control plane", api.Wait) })
-	group.Go(func() error { return parts.agent.Run(ctx, parts.images, parts.nodes) })
+	group.Go(func() error { return parts.agent.Run(ctx, parts.loops) })
 	group.Go(func() error {
 		if parts.agent.Ready(ctx) == nil {
 			fmt.Fprintf(out, "plinth is ready: CSI on %s, API in %s; try: plinth --kubeconfig %s image ls\n", c.agent.CSIEndpoint, api.Kubeconfig(), api.Kubeconfig())
@@ -68,9 +69,8 @@ func Run(ctx context.Context, c Config, newAPI func(APIConfig) (API, error), out
 
 // parts are the running parts of a process, joined.
 type parts struct {
-	agent  *agent.Agent
-	images *controller.Images
-	nodes  *controller.Nodes
+	agent *agent.Agent
+	loops process.Part
 }
 
 // join makes the parts and gives each what it needs of the others. Nothing runs yet.
@@ -84,13 +84,13 @@ func join(cfg Config, api *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	cfg.agent.Node.Openers = cfg.Openers
-	cfg.provisioner.Credentials, cfg.images.Credentials = secrets, secrets
-	a, err := agent.New(cfg.agent, s, secrets, provisioner.Idempotent{Controller: provisioner.New(s, cfg.provisioner)})
+	cfg.control.Provisioner.Credentials, cfg.control.Loops.Credentials = secrets, secrets
+	a, err := agent.New(cfg.agent, s, secrets, provisioner.Idempotent{Controller: provisioner.New(s, cfg.control.Provisioner)})
 	if err != nil {
 		return nil, err
 	}
-	a.Registry.MustRegister(newStateCollector(s))
-	return &parts{agent: a, images: controller.NewImages(s, cfg.images), nodes: controller.NewNodes(s, cfg.images)}, nil
+	control.RegisterMetrics(a.Registry, s, func() bool { return true })
+	return &parts{agent: a, loops: control.Loops(s, cfg.control.Loops)}, nil
 }
 
 // died waits for a part that should not end before ctx does.

@@ -212,7 +212,7 @@ func Main(m *testing.M, open func(place string) engine.Engine) int {
 func step(ctx context.Context, e engine.Engine, room string) error {
 	id := fmt.Sprintf("v%d", rand.IntN(4))
 	var err error
-	switch rand.IntN(9) {
+	switch rand.IntN(12) {
 	case 0, 1:
 		err = e.Clone(ctx, engine.Volume{ID: id, Bytes: imageBytes}, engine.From{Image: golden})
 	case 2:
@@ -227,8 +227,14 @@ func step(ctx context.Context, e engine.Engine, room string) error {
 		err = e.Delete(ctx, id)
 	case 8:
 		err = e.Export(ctx, id, filepath.Join(room, exported))
+	case 9:
+		err = e.Snapshot(ctx, engine.Snapshot{ID: fmt.Sprintf("s%d", rand.IntN(4)), Volume: id})
+	case 10:
+		err = e.DeleteSnapshot(ctx, fmt.Sprintf("s%d", rand.IntN(4)))
+	case 11:
+		err = e.Clone(ctx, engine.Volume{ID: id, Bytes: 2 * imageBytes}, engine.From{Snapshot: fmt.Sprintf("s%d", rand.IntN(4))})
 	}
-	if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Conflict) {
+	if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Conflict) || backingimage.Is(err, backingimage.OutOfRange) {
 		return nil
 	}
 	return err
@@ -247,14 +253,22 @@ func testKill(t *testing.T, b *bench) {
 		for _, info := range list {
 			b.checkLeft(t, e, info)
 		}
+		snapshots, err := e.ListSnapshots(ctx)
+		wantKind(t, ok, err)
+		for _, info := range snapshots {
+			checkWhole(t, "snapshot "+info.ID, b.open(t, engine.From{Snapshot: info.ID}), info.Bytes)
+		}
 	}
 	for i := range 4 {
 		wantKind(t, ok, b.engine.Delete(ctx, fmt.Sprintf("v%d", i)))
+		wantKind(t, ok, b.engine.DeleteSnapshot(ctx, fmt.Sprintf("s%d", i)))
 	}
 	list, err := b.engine.List(ctx)
 	wantKind(t, ok, err)
-	if len(list) != 0 || len(b.fixture.Devices(t)) != 0 {
-		t.Errorf("left behind: volumes %v, devices %v", list, b.fixture.Devices(t))
+	snapshots, err := b.engine.ListSnapshots(ctx)
+	wantKind(t, ok, err)
+	if len(list) != 0 || len(snapshots) != 0 || len(b.fixture.Devices(t)) != 0 {
+		t.Errorf("left behind: volumes %v, snapshots %v, devices %v", list, snapshots, b.fixture.Devices(t))
 	}
 }
 
@@ -289,14 +303,21 @@ func (b *bench) checkExported(t *testing.T) {
 	if errors.Is(err, os.ErrNotExist) {
 		return
 	}
-	if err != nil || len(content) < imageBytes {
-		t.Fatalf("an export has %d bytes (%v)", len(content), err)
+	wantKind(t, ok, err)
+	checkWhole(t, "the export", content, int64(len(content)))
+}
+
+// checkWhole checks that a content is that of a whole volume of testKill.
+func checkWhole(t *testing.T, what string, content []byte, bytes int64) {
+	t.Helper()
+	if len(content) < imageBytes || int64(len(content)) != bytes {
+		t.Fatalf("%s has %d bytes, not %d", what, len(content), bytes)
 	}
 	want := zeros(len(content))
 	if content[0] != 0 {
 		copy(want, goldenContent())
 	}
-	wantBytes(t, "the export", content, want)
+	wantBytes(t, what, content, want)
 }
 
 // checkLeft checks that a volume which a kill left is a whole one.
@@ -304,11 +325,11 @@ func (b *bench) checkLeft(t *testing.T, e engine.Engine, info engine.Info) {
 	t.Helper()
 	device, err := e.Attach(context.Background(), info.ID, engine.AttachOptions{})
 	wantKind(t, ok, err)
-	want := zeros(int(info.Bytes))
-	if info.From.Image == golden {
-		copy(want, goldenContent())
+	content := readDevice(t, device)
+	checkWhole(t, "volume "+info.ID, content, info.Bytes)
+	if made := info.From; (made.Image == golden) != (content[0] != 0) && made.Snapshot == "" {
+		t.Fatalf("volume %s, made from %+v, begins with byte %#x", info.ID, made, content[0])
 	}
-	wantBytes(t, "volume "+info.ID, readDevice(t, device), want)
 	if rand.IntN(2) == 0 {
 		wantKind(t, ok, e.Detach(context.Background(), info.ID))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -19,7 +20,7 @@ func (e *Engine) Export(ctx context.Context, id, path string) error {
 		return err
 	}
 	defer unlock()
-	if _, err := e.read(id); err != nil {
+	if _, err := e.volumes.read(id); err != nil {
 		return err
 	}
 	if err := e.export(ctx, id, path); err != nil {
@@ -43,29 +44,35 @@ func (e *Engine) export(ctx context.Context, id, path string) (err error) {
 			os.Remove(part.Name()) // the next attempt truncates it
 		}
 	}()
-	content, err := os.Open(e.file(id))
-	if err != nil {
-		return err
-	}
-	defer content.Close()
-	device, _, err := loop.Find(e.file(id))
-	if err != nil {
-		return err
-	}
-	err = freeze.While(ctx, device.Path, e.layout.Frozen(id), func(ctx context.Context) error {
-		if err := flushDevice(e.file(id)); err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return ficlone(int(part.Fd()), int(content.Fd()))
-	})
-	if err != nil {
+	if _, err := e.still(ctx, id, part); err != nil {
 		return err
 	}
 	if err := part.Sync(); err != nil {
 		return err
 	}
 	return durable.Rename(part.Name(), path)
+}
+
+// still makes target's content that of the volume at one moment, and returns which.
+func (e *Engine) still(ctx context.Context, id string, target *os.File) (moment time.Time, err error) {
+	content, err := os.Open(e.volumes.file(id))
+	if err != nil {
+		return moment, err
+	}
+	defer content.Close()
+	device, _, err := loop.Find(e.volumes.file(id))
+	if err != nil {
+		return moment, err
+	}
+	err = freeze.While(ctx, device.Path, e.layout.Frozen(id), func(ctx context.Context) error {
+		if err := flushDevice(e.volumes.file(id)); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		moment = time.Now()
+		return ficlone(int(target.Fd()), int(content.Fd()))
+	})
+	return moment, err
 }

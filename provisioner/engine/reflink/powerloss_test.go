@@ -54,7 +54,7 @@ func TestPowerLoss(t *testing.T) {
 	}
 }
 
-// worker makes volumes v1, v2, … and deletes each when four more exist.
+// worker makes volumes v1, v2, … with a snapshot s1, s2, … of each, and deletes both when four more exist.
 type worker struct {
 	begun, made, deleted atomic.Int64
 	turn                 chan struct{}
@@ -84,9 +84,15 @@ func (w *worker) run(ctx context.Context, e engine.Engine) error {
 		if err := e.Clone(context.Background(), engine.Volume{ID: volumeID(n), Bytes: imageBytes}, engine.From{Image: "golden"}); err != nil {
 			return err
 		}
+		if err := e.Snapshot(context.Background(), engine.Snapshot{ID: snapshotID(n), Volume: volumeID(n)}); err != nil {
+			return err
+		}
 		w.made.Store(n)
 		if old := n - 4; old > 0 {
 			if err := e.Delete(context.Background(), volumeID(old)); err != nil {
+				return err
+			}
+			if err := e.DeleteSnapshot(context.Background(), snapshotID(old)); err != nil {
 				return err
 			}
 			w.deleted.Store(old)
@@ -106,6 +112,8 @@ func (w *worker) wait(n int64) {
 }
 
 func volumeID(n int64) string { return fmt.Sprintf("v%d", n) }
+
+func snapshotID(n int64) string { return fmt.Sprintf("s%d", n) }
 
 func content() []byte { return bytes.Repeat([]byte("golden\n."), imageBytes/8) }
 
@@ -145,14 +153,25 @@ func checkRecovered(t *testing.T, layout disk.Layout, deleted, made, begun int64
 			t.Errorf("volume %s does not have its image's content (%v)", info.ID, err)
 		}
 	}
-	for n := int64(1); n <= begun; n++ {
-		if id := volumeID(n); n <= deleted && there[id] {
-			t.Errorf("volume %s is back: its deletion had returned", id)
+	snapshots, err := e.ListSnapshots(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range snapshots {
+		there[info.ID] = true
+		got, err := os.ReadFile(filepath.Join(layout.Snapshot(info.ID), disk.SnapshotFile))
+		if err != nil || info.Created.IsZero() || !bytes.Equal(got, content()) {
+			t.Errorf("snapshot %+v does not have its volume's content (%v)", info, err)
 		}
 	}
-	for n := begun - 3; n <= made; n++ { // begun-4 is the newest that may be being deleted
-		if id := volumeID(n); !there[id] {
-			t.Errorf("volume %s is lost: it had been made", id)
+	for n := int64(1); n <= begun; n++ {
+		for _, id := range []string{volumeID(n), snapshotID(n)} {
+			if n <= deleted && there[id] {
+				t.Errorf("%s is back: its deletion had returned", id)
+			}
+			if n >= begun-3 && n <= made && !there[id] { // begun-4 is the newest that may be being deleted
+				t.Errorf("%s is lost: it had been made", id)
+			}
 		}
 	}
 }

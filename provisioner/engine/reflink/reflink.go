@@ -8,6 +8,9 @@
 // A volume is made in staging and exists when its directory is renamed; what a kill leaves in staging is thrown away by the
 // next attempt. See publish for what makes it survive a power loss.
 //
+// A snapshot is made in the same way of a volume, whose filesystems are frozen meanwhile, and is never written to. What two contents
+// that do not change have in common is told by where they are on the disk; see Extents.
+//
 // Calls for one ID wait for each other, in this process and between processes; see lock.
 package reflink
 
@@ -17,11 +20,8 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
@@ -46,9 +46,10 @@ func (o *Options) validate(l disk.Layout) {
 
 // Engine is an engine.Engine on one disk.
 type Engine struct {
-	layout  disk.Layout
-	options Options
-	busy    keyed
+	layout             disk.Layout
+	options            Options
+	busy               keyed
+	volumes, snapshots shelf
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -56,7 +57,7 @@ var _ engine.Engine = (*Engine)(nil)
 // New returns the engine of a disk.
 func New(layout disk.Layout, o Options) *Engine {
 	o.validate(layout)
-	return &Engine{layout: layout, options: o}
+	return &Engine{layout: layout, options: o, volumes: volumesOf(layout), snapshots: snapshotsOf(layout)}
 }
 
 // Capacity returns the disk's figures.
@@ -64,9 +65,6 @@ func (e *Engine) Capacity(context.Context) (engine.Capacity, error) {
 	total, available, err := e.options.Capacity()
 	return engine.Capacity{TotalBytes: total, AvailableBytes: available}, err
 }
-
-// file of a volume that is attached.
-func (e *Engine) file(id string) string { return filepath.Join(e.layout.Volume(id), disk.VolumeFile) }
 
 // explain gives an error of the filesystem the Kind that a caller can act on. It leaves errors that have one alone.
 func (e *Engine) explain(doing string, err error) error {
@@ -83,14 +81,6 @@ func (e *Engine) explain(doing string, err error) error {
 		return backingimage.Errorf(backingimage.OutOfRange, "%s: %w: the size is more than a file of this filesystem can have", doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// checkID refuses what cannot be a volume's ID, and so a file name.
-func checkID(id string) error {
-	if problems := validation.IsDNS1123Subdomain(id); len(problems) > 0 {
-		return backingimage.Errorf(backingimage.Invalid, "volume ID %q: %s", id, strings.Join(problems, "; "))
-	}
-	return disk.CheckName("volume ID", id)
 }
 
 // roundSize returns a size rounded up to whole sectors.

@@ -2,12 +2,10 @@ package reflink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
@@ -24,12 +22,17 @@ func (e *Engine) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if err := loop.Detach(ctx, e.file(id)); err != nil {
+	if err := loop.Detach(ctx, e.volumes.file(id)); err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	for _, dir := range []string{e.layout.StagedVolume(id), e.layout.Volume(id)} {
+	return e.take(e.volumes, id)
+}
+
+// take removes what is on a shelf, or on its way there.
+func (e *Engine) take(s shelf, id string) error {
+	for _, dir := range []string{s.staged(id), s.dir(id)} {
 		if err := e.layout.Remove(dir); err != nil {
-			return fmt.Errorf("delete volume %s: %w", id, err)
+			return fmt.Errorf("delete %s %s: %w", s.noun, id, err)
 		}
 	}
 	return nil
@@ -42,15 +45,15 @@ func (e *Engine) Attach(ctx context.Context, id string, o engine.AttachOptions) 
 		return "", err
 	}
 	defer unlock()
-	if _, err := e.read(id); err != nil {
+	if _, err := e.volumes.read(id); err != nil {
 		return "", err
 	}
 	if o.SectorBytes == 0 && !o.Partitions {
-		if o.SectorBytes, err = sectorBytes(e.file(id)); err != nil {
+		if o.SectorBytes, err = sectorBytes(e.volumes.file(id)); err != nil {
 			return "", fmt.Errorf("attach volume %s: %w", id, err)
 		}
 	}
-	device, err := loop.Attach(ctx, e.file(id), loop.Options{ReadOnly: o.ReadOnly, SectorBytes: o.SectorBytes, Partitions: o.Partitions})
+	device, err := loop.Attach(ctx, e.volumes.file(id), loop.Options{ReadOnly: o.ReadOnly, SectorBytes: o.SectorBytes, Partitions: o.Partitions})
 	if err != nil {
 		return "", fmt.Errorf("attach volume %s: %w", id, err)
 	}
@@ -64,7 +67,7 @@ func (e *Engine) Detach(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if err := loop.Detach(ctx, e.file(id)); err != nil {
+	if err := loop.Detach(ctx, e.volumes.file(id)); err != nil {
 		return fmt.Errorf("detach volume %s: %w", id, err)
 	}
 	return nil
@@ -81,12 +84,12 @@ func (e *Engine) Resize(ctx context.Context, id string, bytes int64) error {
 	if err != nil {
 		return err
 	}
-	r, err := e.read(id)
+	r, err := e.volumes.read(id)
 	if err != nil {
 		return err
 	}
 	if size > r.Bytes {
-		if err := grow(e.file(id), size); err != nil {
+		if err := grow(e.volumes.file(id), size); err != nil {
 			return e.explain("resize volume "+id, err)
 		}
 		klog.FromContext(ctx).V(2).Info("Resized volume", "volume", id, "from", r.Bytes, "to", size)
@@ -95,7 +98,7 @@ func (e *Engine) Resize(ctx context.Context, id string, bytes int64) error {
 	if err := e.rewrite(r); err != nil {
 		return e.explain("resize volume "+id, err)
 	}
-	if err := loop.Refresh(e.file(id)); err != nil {
+	if err := loop.Refresh(e.volumes.file(id)); err != nil {
 		return fmt.Errorf("resize volume %s: %w", id, err)
 	}
 	return nil
@@ -128,14 +131,14 @@ func (e *Engine) rewrite(r record) error {
 
 // Stat returns what is on disk.
 func (e *Engine) Stat(ctx context.Context, id string) (engine.Info, error) {
-	if err := checkID(id); err != nil {
+	if err := e.volumes.check(id); err != nil {
 		return engine.Info{}, err
 	}
-	r, err := e.read(id)
+	r, err := e.volumes.read(id)
 	if err != nil {
 		return engine.Info{}, err
 	}
-	d, _, err := loop.Find(e.file(id))
+	d, _, err := loop.Find(e.volumes.file(id))
 	if err != nil && !backingimage.Is(err, backingimage.NotFound) {
 		return engine.Info{}, fmt.Errorf("stat volume %s: %w", id, err)
 	}
@@ -145,27 +148,16 @@ func (e *Engine) Stat(ctx context.Context, id string) (engine.Info, error) {
 // List returns every volume on the disk. One whose record cannot be read is listed by its ID and size, so that it is seen and
 // can be deleted.
 func (e *Engine) List(ctx context.Context) ([]engine.Info, error) {
-	entries, err := os.ReadDir(e.layout.Volumes())
+	records, err := e.volumes.list(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list volumes: %w", err)
+		return nil, err
 	}
 	devices, err := loop.List()
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
 	var infos []engine.Info
-	for _, entry := range entries {
-		if checkID(entry.Name()) != nil {
-			continue // no volume of ours
-		}
-		r, err := e.read(entry.Name())
-		if backingimage.Is(err, backingimage.NotFound) {
-			continue // deleted since
-		}
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Listed a damaged volume", "volume", entry.Name())
-			r = record{Volume: engine.Volume{ID: entry.Name()}}
-		}
+	for _, r := range records {
 		info, err := e.info(r, devices...)
 		if err != nil {
 			return nil, fmt.Errorf("list volumes: %w", err)
@@ -178,13 +170,9 @@ func (e *Engine) List(ctx context.Context) ([]engine.Info, error) {
 // info completes a record with what only the filesystem and the kernel know; the volume's device is one of those given.
 func (e *Engine) info(r record, devices ...loop.Device) (engine.Info, error) {
 	info := engine.Info{Volume: r.Volume, From: r.From}
-	var st unix.Stat_t
-	err := unix.Stat(e.file(r.ID), &st)
-	if errors.Is(err, os.ErrNotExist) {
-		return info, nil
-	}
-	if err != nil {
-		return engine.Info{}, &os.PathError{Op: "stat", Path: e.file(r.ID), Err: err}
+	st, err := e.volumes.stat(r.ID)
+	if err != nil || st == nil {
+		return info, err
 	}
 	info.Bytes, info.UsedBytes = st.Size, st.Blocks*512
 	for _, d := range devices {
@@ -197,7 +185,7 @@ func (e *Engine) info(r record, devices ...loop.Device) (engine.Info, error) {
 
 // begin checks the ID and excludes other calls for it.
 func (e *Engine) begin(ctx context.Context, id string) (unlock func(), err error) {
-	if err := checkID(id); err != nil {
+	if err := e.volumes.check(id); err != nil {
 		return nil, err
 	}
 	unlock, err = e.lock(ctx, id)

@@ -1,4 +1,4 @@
-package standalone
+package control
 
 import (
 	"cmp"
@@ -7,14 +7,29 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 )
 
+// RegisterMetrics registers what the controllers tell: whether this process leads and, while it does, how many objects there are by
+// state, so that they are told once however many processes are asked.
+func RegisterMetrics(r prometheus.Registerer, s *store.Store, leading func() bool) {
+	r.MustRegister(newStateCollector(s, leading), &objectCollector{s, leading, clock.RealClock{}}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "plinth_leader", Help: "1 while this process runs the controllers, 0 while another does.",
+	}, func() float64 {
+		if leading() {
+			return 1
+		}
+		return 0
+	}))
+}
+
 // stateCollector counts the objects in the caches by state, when asked.
 type stateCollector struct {
 	store   *store.Store
+	leading func() bool
 	images  *prometheus.Desc
 	healthy *prometheus.Desc
 	copies  *prometheus.Desc
@@ -23,12 +38,13 @@ type stateCollector struct {
 	disks   *prometheus.Desc
 }
 
-func newStateCollector(s *store.Store) *stateCollector {
+func newStateCollector(s *store.Store, leading func() bool) *stateCollector {
 	desc := func(name, help, label string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, []string{label}, nil)
 	}
 	return &stateCollector{
 		store:   s,
+		leading: leading,
 		images:  desc("plinth_images", "Backing images, by state.", "state"),
 		healthy: desc("plinth_images_healthy", "Backing images, by whether as many copies are ready as are wanted.", "healthy"),
 		copies:  desc("plinth_copies", "Copies of backing images, by state.", "state"),
@@ -54,6 +70,9 @@ var (
 
 // Collect implements prometheus.Collector. A copy's state is what its image says of it, which knows of evictions.
 func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
+	if !c.leading() {
+		return
+	}
 	images, healthy, copies := zeros(copyStates), yesNo(), zeros(copyStates)
 	for _, i := range c.store.Images.List() {
 		images[string(cmp.Or(i.Status.State, v1alpha1.CopyPending))]++

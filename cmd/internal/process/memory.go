@@ -1,4 +1,4 @@
-package agent
+package process
 
 import (
 	"context"
@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// Memory that a fetch or a full cache needed for a moment stays with the process for many minutes: an agent that has nothing to do makes no
+// Memory that a fetch or a full cache needed for a moment stays with the process for many minutes: a process that has nothing to do makes no
 // garbage, so nothing is collected. Every trimEvery, what is not in use is given back if it is more than trimAbove bytes.
 const (
 	trimEvery = 30 * time.Second
 	trimAbove = 8 << 20
 )
 
-// memory is the part that gives memory back.
-type memory struct{}
+// Memory is the Part that gives memory back.
+type Memory struct{}
 
 // Run works until ctx ends.
-func (memory) Run(ctx context.Context) error {
+func (Memory) Run(ctx context.Context) error {
 	ticker := time.NewTicker(trimEvery)
 	defer ticker.Stop()
 	for {

@@ -1,4 +1,4 @@
-package agent
+package process
 
 import (
 	"context"
@@ -13,19 +13,24 @@ import (
 	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // readyTimeout bounds how long /readyz waits before it answers no.
 const readyTimeout = time.Second
 
-// httpServer serves what monitors ask for: /healthz, /readyz and /metrics. None of it tells or changes anything that
+// HTTPListenHelp is the help of --http-listen.
+const HTTPListenHelp = "`address` for /healthz, /readyz and /metrics, e.g. 127.0.0.1:9280 (default: none)"
+
+// HTTP is the Part that serves what monitors ask for: /healthz, /readyz and /metrics. None of it tells or changes anything that
 // needs an account.
-type httpServer struct {
+type HTTP struct {
 	address string // "": not served
 	handler http.Handler
 }
 
-func newHTTPServer(address string, metrics prometheus.Gatherer, ready func(context.Context) error) *httpServer {
+// NewHTTP makes the server. address is what --http-listen says; "" serves nothing. ready returns, or tells why not, within its context's time.
+func NewHTTP(address string, metrics prometheus.Gatherer, ready func(context.Context) error) *HTTP {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -38,11 +43,22 @@ func newHTTPServer(address string, metrics prometheus.Gatherer, ready func(conte
 		fmt.Fprintln(w, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return &httpServer{address: address, handler: mux}
+	return &HTTP{address: address, handler: mux}
+}
+
+// CheckHTTPListen refuses an address that cannot be listened on; "" serves nothing. Invalid.
+func CheckHTTPListen(address string) error {
+	if address == "" {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return program.FlagError("http-listen", "%w; write host:port, e.g. 127.0.0.1:9280", err)
+	}
+	return nil
 }
 
 // Run serves until ctx ends.
-func (s *httpServer) Run(ctx context.Context) error {
+func (s *HTTP) Run(ctx context.Context) error {
 	if s.address == "" {
 		return nil
 	}
