@@ -153,6 +153,11 @@ func (c *Cluster) controllers() error {
 	return nil
 }
 
+// StartController starts one more program beside the control plane, with the administrator's powers.
+func (c *Cluster) StartController(name string, args ...string) error {
+	return c.start(name, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
+}
+
 func (c *Cluster) start(name string, args ...string) error {
 	p, err := start(c.logs(), name, exec.Command(c.options.Programs.Path(name), args...))
 	c.parts = append(c.parts, p)

@@ -95,19 +95,18 @@ func BaseLinks() Contents {
 
 var installed = regexp.MustCompile(`apt-get install((?:\s+|\\\n|[a-z0-9][a-z0-9.+-]*|--?[a-z-]+)+)`)
 
-// DockerfilePackages are the Debian packages that a Dockerfile's last stage installs.
+// DockerfilePackages are the Debian packages that a Dockerfile installs.
 func DockerfilePackages(dockerfile string) ([]string, error) {
 	text, err := os.ReadFile(dockerfile)
 	if err != nil {
 		return nil, err
 	}
-	last := string(text)[strings.LastIndex("\n"+string(text), "\nFROM "):]
-	m := installed.FindStringSubmatch(last)
+	m := installed.FindSubmatch(text)
 	if m == nil {
-		return nil, fmt.Errorf("%s: the last stage installs no packages", dockerfile)
+		return nil, fmt.Errorf("%s installs no packages", dockerfile)
 	}
 	var packages []string
-	for _, word := range strings.Fields(m[1]) {
+	for _, word := range strings.Fields(string(m[1])) {
 		if word != `\` && !strings.HasPrefix(word, "-") {
 			packages = append(packages, word)
 		}
