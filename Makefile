@@ -104,7 +104,7 @@ lint: ## Check formatting, vet and staticcheck
 generate: ## Regenerate the CRDs and deepcopy functions, and the references of commands and of the chart
 	$(GO) run $(CONTROLLER_GEN) object crd paths=./backingimage/api/... output:crd:dir=deploy/crds
 	$(GO) test ./cmd/plinth -run TestReferenceOfCommands -update
-	$(GO) test ./deploy -run TestReferenceOfValues -update
+	$(GO) test ./deploy -run 'OfValues' -update
 
 .PHONY: verify
 verify: ## Fail when generated files, go.mod or the layers are out of date

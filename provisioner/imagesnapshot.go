@@ -105,7 +105,7 @@ func (p imageSnapshots) find(ctx context.Context, h Handle) (*v1alpha1.BackingIm
 	if err != nil {
 		return nil, described, err
 	}
-	if differs := differences(described, image); len(differs) > 0 {
+	if differs := Differences(described, image); len(differs) > 0 {
 		return nil, described, backingimage.Errorf(backingimage.NotFound, "backing image %s is not what the snapshot handle describes: %s", image.Name, strings.Join(differs, "; "))
 	}
 	return image, described, nil

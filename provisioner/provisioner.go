@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -36,6 +37,8 @@ type Options struct {
 	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
+	// Repositories are where backups are; nil when this controller cannot read them.
+	Repositories *Repositories
 }
 
 func (o Options) withDefaults() Options {
@@ -116,7 +119,21 @@ func (d *draft) volume() *v1alpha1.Volume {
 	case d.image != nil:
 		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
 	}
+	d.restored(v)
 	return v
+}
+
+// restored gives a volume what its backup says of it, as far as the class says nothing else.
+func (d *draft) restored(v *v1alpha1.Volume) {
+	if d.restore == nil {
+		return
+	}
+	v.Spec.Restore = &v1alpha1.VolumeRestore{Target: d.restore.target.Name, Backup: d.restore.manifest.ID}
+	if was := d.restore.manifest.Volume; was != nil {
+		v.Labels = was.Labels
+		v.Spec.Partition = cmp.Or(v.Spec.Partition, was.Partition)
+		v.Spec.MkfsParams = cmp.Or(v.Spec.MkfsParams, was.MkfsParams)
+	}
 }
 
 // classParameters are the parameters without what the sidecar adds about the claim.

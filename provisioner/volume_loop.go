@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -21,11 +22,16 @@ type VolumeLoop struct {
 	store   *store.Store
 	engines *Engines
 	loop    *reconcile.Loop
+
+	repositories *Repositories // nil: no volume can be restored from a backup
+	clock        clock.WithTicker
+	restores     *restores
+	running      context.Context // of Run: a restore outlives the call that began it
 }
 
-// NewVolumeLoop makes the loop; it starts nothing.
-func NewVolumeLoop(s *store.Store, engines *Engines) *VolumeLoop {
-	l := &VolumeLoop{store: s, engines: engines}
+// NewVolumeLoop makes the loop; it starts nothing. r is where volumes are restored from; it may be nil.
+func NewVolumeLoop(s *store.Store, engines *Engines, r *Repositories) *VolumeLoop {
+	l := &VolumeLoop{store: s, engines: engines, repositories: r, clock: clock.RealClock{}, restores: newRestores()}
 	l.loop = reconcile.New("volumes", l, reconcile.Options{})
 	return l
 }
@@ -36,6 +42,7 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	if err := l.store.Synced(ctx); err != nil {
 		return err
 	}
+	l.running = ctx
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
@@ -107,6 +114,9 @@ func (l *VolumeLoop) diskTroubled(ctx context.Context, v *v1alpha1.Volume, troub
 
 // make creates the volume's file from what it starts from.
 func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) error {
+	if v.Spec.Restore != nil && v.Status.State == v1alpha1.VolumeFailed && v.Status.Reason == backingimage.Corrupt.String() {
+		return backingimage.Errorf(backingimage.Corrupt, "%s", v.Status.Message) // the backup is, and stays so
+	}
 	if v.Status.State == v1alpha1.VolumeReady || v.Status.Reason == backingimage.Corrupt.String() {
 		if err := l.engines.healthy(v.Spec.DiskUUID); err != nil {
 			return err
@@ -116,6 +126,8 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}
 	log := klog.FromContext(ctx)
 	switch {
+	case v.Spec.Restore != nil:
+		return l.restore(ctx, e, volume, v)
 	case v.Spec.SourceVolume != "" || v.Spec.SourceSnapshot != "":
 		log.Info("Cloning", "volume", v.Name, "source", SourceOf(v))
 		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume, Snapshot: v.Spec.SourceSnapshot})
@@ -160,6 +172,7 @@ func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 	if !slices.Contains(v.Finalizers, v1alpha1.VolumeFinalizer) {
 		return 0, nil
 	}
+	l.restores.stop(v.Name)
 	if err := e.Delete(ctx, v.Name); err != nil {
 		_, rerr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
 			now.Status.Reason, now.Status.Message = backingimage.KindOf(err).String(), "is being deleted: "+err.Error()

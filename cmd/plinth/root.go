@@ -42,6 +42,9 @@ func newRootCommand(c *cli) *cobra.Command {
 		newDiskCommand(c),
 		newNodeCommand(c),
 		newSecretCommand(c),
+		newTargetCommand(c),
+		newBackupCommand(c),
+		newDoctorCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),
 	)

@@ -76,6 +76,9 @@ func (c *BackingImageCopy) Final() bool {
 	return c.Status.State == CopyFailed && c.Status.NextTryTime == nil
 }
 
+// VerifiedGood is the status.verifyResult of a copy that is as it must be.
+const VerifiedGood = "every chunk agrees with the manifest"
+
 // VerifyPending reports whether a verification was asked for that has not been answered.
 func (c *BackingImageCopy) VerifyPending() bool {
 	asked, answered := c.Spec.VerifyRequestedTime, c.Status.VerifiedRequestTime

@@ -34,6 +34,14 @@ type VolumeClaim struct {
 	UID types.UID `json:"uid,omitempty"`
 }
 
+// VolumeRestore is a backup that a volume's content is restored from.
+type VolumeRestore struct {
+	// Target is the name of the BackupTarget.
+	Target string `json:"target"`
+	// Backup is the backup's ID there.
+	Backup string `json:"backup"`
+}
+
 // VolumeSpec is what the CSI controller decided. Only capacityBytes changes after creation, and only upwards.
 //
 // +kubebuilder:validation:XValidation:rule="self.diskUUID == oldSelf.diskUUID && self.name == oldSelf.name",message="a volume's disk and name are immutable"
@@ -66,6 +74,9 @@ type VolumeSpec struct {
 	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
 	// +optional
 	Claim *VolumeClaim `json:"claim,omitempty"`
+	// Restore names the backup that the volume's content is restored from.
+	// +optional
+	Restore *VolumeRestore `json:"restore,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`
