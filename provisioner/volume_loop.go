@@ -47,11 +47,13 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
 	defer l.engines.disks.OnChange(l.wakeDisk)()
+	l.loop.Enqueue(strayReaders)
 	return l.loop.Run(ctx)
 }
 
-// wakeDisk enqueues the volumes of a disk.
+// wakeDisk enqueues the volumes of a disk, and a look for clones that nobody reads.
 func (l *VolumeLoop) wakeDisk(uuid string) {
+	l.loop.Enqueue(strayReaders)
 	for _, v := range l.store.Volumes.List() {
 		if v.Spec.DiskUUID == uuid {
 			l.loop.Enqueue(v.Name)
@@ -70,6 +72,9 @@ func (l *VolumeLoop) wake(imageUID, disk string) {
 
 // Reconcile brings one volume about.
 func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	if name == strayReaders {
+		return 0, l.sweepReaders(ctx)
+	}
 	v, ok := l.store.Volumes.Get(name)
 	if !ok {
 		return 0, nil
