@@ -73,16 +73,16 @@ sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
 .PHONY: e2e
-e2e: e2e-deps build ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
-	$(E2E) -timeout 90m .
+e2e: e2e-deps build $(HELM_PROGRAM) ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
+	$(E2E) -timeout 90m -helm '$(HELM_PROGRAM)' .
 
 .PHONY: e2e-smoke
 e2e-smoke: e2e-deps build ## The same, for a few minutes: what must never break
 	$(E2E) -timeout 30m -run '^TestSmoke' .
 
 .PHONY: e2e-remote
-e2e-remote: ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, TEST_IMAGE=…
-	$(E2E) -timeout 90m -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
+e2e-remote: $(HELM_PROGRAM) ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, TEST_IMAGE=…
+	$(E2E) -timeout 90m -helm '$(HELM_PROGRAM)' -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
 
 .PHONY: e2e-shell
 e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends with it

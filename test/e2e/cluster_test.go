@@ -153,7 +153,7 @@ func plinthImages(dir string) ([]rig.Image, error) {
 }
 
 // commands are those that tests run in pods.
-var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true")
+var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true sed cut")
 
 func busyboxImages(dir string) ([]rig.Image, error) {
 	contents := rig.Contents{"/bin/busybox": "/bin/busybox", "/tmp": "", "/etc": "", "/proc": "", "/sys": "", "/dev": "", "/data": ""}
