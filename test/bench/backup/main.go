@@ -216,7 +216,7 @@ func (b *bench) save(ctx context.Context, r *backup.Repository, id string, of, s
 	if err != nil {
 		return c, err
 	}
-	s, err := r.Begin(ctx)
+	s, err := r.Begin(ctx, false)
 	if err != nil {
 		return c, err
 	}
@@ -250,7 +250,7 @@ func save(ctx context.Context, r *backup.Repository, path string, bytes int64) (
 		return nil, err
 	}
 	defer f.Close()
-	s, err := r.Begin(ctx)
+	s, err := r.Begin(ctx, false)
 	if err != nil {
 		return nil, err
 	}
