@@ -38,7 +38,7 @@ type origin struct {
 
 // hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
 func (p *Provisioner) hooks() []func(context.Context, *draft) error {
-	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, p.ensureImage, p.restoredImage, p.decideSize, p.place}
+	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, checkReaders, p.ensureImage, p.restoredImage, p.decideSize, p.place}
 }
 
 // resolveSource finds the volume to clone, or the snapshot to start from, and waits until that is made. The data comes from it, whatever

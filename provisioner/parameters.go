@@ -239,10 +239,6 @@ func checkFSType(key string) parser {
 	}
 }
 
-func refuse(key, why string) parser {
-	return func(_ *Parameters, v string) error { return invalid(key, "%s: %s", shortened(v), why) }
-}
-
 func only(key, accepted, why string) parser {
 	return func(_ *Parameters, v string) error {
 		if v != accepted {

@@ -50,11 +50,13 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	for _, d := range l.engines.disks.List() {
 		l.wakeDisk(d.UUID())
 	}
+	l.loop.Enqueue(strayReaders)
 	return l.loop.Run(ctx)
 }
 
-// wakeDisk enqueues the volumes of a disk, those included of which there is only what a restore left.
+// wakeDisk enqueues the volumes of a disk, those included of which there is only what a restore left, and a look for clones that nobody reads.
 func (l *VolumeLoop) wakeDisk(uuid string) {
+	l.loop.Enqueue(strayReaders)
 	if d, open := l.engines.disks.Get(uuid); open {
 		begun, _ := d.StagedFillIDs() // what cannot be listed now is when the disk is well again
 		for _, id := range begun {
@@ -79,6 +81,9 @@ func (l *VolumeLoop) wake(imageUID, disk string) {
 
 // Reconcile brings one volume about.
 func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	if name == strayReaders {
+		return 0, l.sweepReaders(ctx)
+	}
 	v, ok := l.store.Volumes.Get(name)
 	if !ok {
 		return 0, l.forget(ctx, name)

@@ -53,11 +53,15 @@ type VolumeSpec struct {
 	// CapacityBytes is the wanted size of the block device, in bytes.
 	// +kubebuilder:validation:Minimum=1
 	CapacityBytes int64 `json:"capacityBytes"`
-	// DiskUUID of the disk that holds the volume.
+	// DiskUUID of the disk that holds the volume; empty for one that many nodes read.
 	DiskUUID string `json:"diskUUID"`
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
+	// ReadOnlyMany is set on a volume that is read, and never written, on any number of nodes at once: each makes a clone of its image's
+	// copy there when it is needed. It has no disk and no node.
+	// +optional
+	ReadOnlyMany bool `json:"readOnlyMany,omitempty"`
 	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
