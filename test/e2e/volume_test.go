@@ -80,27 +80,6 @@ func TestPodsWishes(t *testing.T) {
 	})
 }
 
-// A data set is read on every node at once, each from a copy of its own.
-func TestReadOnlyManyOnEveryNode(t *testing.T) {
-	s := newSpace(t)
-	image := mustImage(t, xfsImage)
-	class := s.class("c", immediate, s.onDemand("golden", image))
-	claim := s.claim("set", class, "400Mi", func(c *corev1.PersistentVolumeClaim) {
-		c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
-	})
-	nodes, err := the.core.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range nodes.Items {
-		s.pod("reads-on-"+n.Name, []string{claim}, onNode(n.Name), func(p *corev1.Pod) { p.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = true })
-	}
-	for _, n := range nodes.Items {
-		s.running("reads-on-" + n.Name)
-		s.mustHold("reads-on-"+n.Name, image)
-	}
-}
-
 // Fifty at once.
 func TestFiftyClaimsAtOnce(t *testing.T) {
 	s := newSpace(t)

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -41,18 +40,6 @@ func (s *space) says(name, text string) {
 		}
 		return fmt.Errorf("events are:\n%s", strings.Join(all, "\n"))
 	})
-}
-
-// While an image is downloaded, its claim says so; then the pod runs.
-func TestWaitIsVisible(t *testing.T) {
-	s := newSpace(t)
-	image := mustImage(t, xfsImage)
-	class, open := s.held(image)
-	pod := s.pod("waits", []string{s.claim("waits", class, "400Mi")})
-	s.says("waits", "%")
-	open()
-	s.running(pod)
-	s.mustHold(pod, image)
 }
 
 // A pod that is deleted while it waits for its volume goes at once, and another gets the volume.
@@ -105,24 +92,6 @@ func TestClaimDeletedWhileDownloading(t *testing.T) {
 	next := s.pod("next", []string{s.claim("next", class, "400Mi")})
 	s.running(next)
 	s.mustHold(next, image)
-}
-
-// One class serves all images: the claim names its own, if its namespace may.
-func TestClaimChoosesItsImage(t *testing.T) {
-	s := newSpace(t)
-	image := mustImage(t, xfsImage)
-	name := s.fromURL("chosen", the.server.serve(t, "chosen.qcow2", &servedFile{data: image.qcow2}))
-	mustKubectl(t, fmt.Sprintf(`{"apiVersion": "plinth.dev/v1alpha1", "kind": "BackingImage", "metadata": {"name": %q},
-		"spec": {"sourceType": "download", "sourceParameters": %s}}`, name["backingImage"], name["backingImageDataSourceParameters"]), "create", "-f", "-")
-	class := s.class("any", late, map[string]string{"allowBackingImageOverride": "true"})
-	claim := s.claim("chooses", class, "400Mi", func(c *corev1.PersistentVolumeClaim) {
-		c.Annotations = map[string]string{"plinth.dev/backing-image": name["backingImage"]}
-	})
-	pod := s.pod("p", []string{claim})
-	s.says(claim, "may not use backing image")
-	mustKubectl(t, "", "patch", "backingimage", name["backingImage"], "--type=merge", "-p", fmt.Sprintf(`{"spec": {"allowedNamespaces": [%q]}}`, s.name))
-	s.running(pod)
-	s.mustHold(pod, image)
 }
 
 // The class's provisioner secret opens a source that asks who is there; so does a secret that is named by reference.
