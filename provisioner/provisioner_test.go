@@ -66,7 +66,7 @@ func newWorldOn(t *testing.T, disks int) *world {
 		engines := enginesOf(w.Set)
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets, Claims: w.claims})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
-		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines), provisioner.NewSnapshotLoop(s, engines)}
+		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.NewOffers(nodetest.NodeName, engines, clock.RealClock{}), nil), provisioner.NewSnapshotLoop(s, engines), provisioner.NewPoints(s)}
 	}
 	w.Start()
 	return w

@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -12,21 +13,25 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/provisioner/engine"
 )
 
 // VolumeLoop makes on a node's disks the volumes that the Volume objects describe: it clones or creates when what they
 // start from is there, grows, deletes, and reports what it found. It never deletes a volume that has no object.
 type VolumeLoop struct {
-	store   *store.Store
-	engines *Engines
-	loop    *reconcile.Loop
+	store    *store.Store
+	engines  *Engines
+	loop     *reconcile.Loop
+	receipts *receipts
 }
 
-// NewVolumeLoop makes the loop; it starts nothing.
-func NewVolumeLoop(s *store.Store, engines *Engines) *VolumeLoop {
+// NewVolumeLoop makes the loop; it starts nothing. What volumes are made of that is on other disks comes from there: of this node's
+// through offers, of others by the identity; nil when nothing comes from others.
+func NewVolumeLoop(s *store.Store, engines *Engines, offers *Offers, id *transfer.Identity) *VolumeLoop {
 	l := &VolumeLoop{store: s, engines: engines}
 	l.loop = reconcile.New("volumes", l, reconcile.Options{})
+	l.receipts = newReceipts(s, offers, id, l.loop.Enqueue)
 	return l
 }
 
@@ -39,8 +44,32 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
-	defer l.engines.disks.OnChange(l.wakeDisk)()
-	return l.loop.Run(ctx)
+	defer l.engines.disks.OnChange(func(uuid string) { l.sweep(ctx, uuid); l.wakeDisk(uuid) })()
+	for _, d := range l.engines.disks.List() {
+		l.sweep(ctx, d.UUID())
+	}
+	err := l.loop.Run(ctx)
+	l.receipts.stopAll()
+	return err
+}
+
+// sweep removes what has come to a disk for volumes that are made, or do not exist any more.
+func (l *VolumeLoop) sweep(ctx context.Context, uuid string) {
+	d, err := l.engines.disks.Use(uuid)
+	e, mine := l.engines.of(uuid)
+	if err != nil || !mine {
+		return
+	}
+	ids, err := d.ReceiptIDs()
+	for _, id := range ids {
+		_, exists := l.store.Volumes.Get(id)
+		if _, unmade := e.Stat(ctx, id); !exists || unmade == nil {
+			err = errors.Join(err, l.receipts.drop(id, d))
+		}
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot remove what was received for volumes that do not exist", "disk", uuid)
+	}
 }
 
 // wakeDisk enqueues the volumes of a disk.
@@ -69,9 +98,11 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	e, mine := l.engines.of(v.Spec.DiskUUID)
 	if !mine {
+		l.receipts.stop(name)
 		return 0, nil
 	}
 	if err := l.engines.usable(v.Spec.DiskUUID); err != nil {
+		l.receipts.stop(name)
 		return 0, l.diskTroubled(ctx, v, err)
 	}
 	if v.DeletionTimestamp != nil {
@@ -91,7 +122,11 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	if err == nil && info.Bytes < v.Spec.CapacityBytes {
 		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
 	}
-	return l.report(ctx, e, v, err)
+	again, rerr := l.report(ctx, e, v, err)
+	if v.Spec.SourceDisk != "" && backingimage.Is(err, backingimage.NotReady) && rerr == nil {
+		again = receiptTick // what it waits for is on another node
+	}
+	return again, rerr
 }
 
 // diskTroubled says at a volume what is wrong with its disk; the disk's recovery brings us back. What the volume was, it stays.
@@ -116,6 +151,8 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}
 	log := klog.FromContext(ctx)
 	switch {
+	case v.Spec.SourceDisk != "":
+		return l.receive(ctx, e, v, volume)
 	case v.Spec.SourceVolume != "" || v.Spec.SourceSnapshot != "":
 		log.Info("Cloning", "volume", v.Name, "source", SourceOf(v))
 		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume, Snapshot: v.Spec.SourceSnapshot})
@@ -132,6 +169,54 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	}
 	log.Info("Creating empty volume", "volume", v.Name)
 	return e.Create(ctx, volume)
+}
+
+// receive creates the volume's file of a snapshot that is on another disk, once all of that is here.
+func (l *VolumeLoop) receive(ctx context.Context, e engine.Engine, v *v1alpha1.Volume, volume engine.Volume) error {
+	s, err := l.point(ctx, v)
+	if err != nil {
+		return err
+	}
+	d, err := l.engines.disks.Use(v.Spec.DiskUUID)
+	if err != nil {
+		return err
+	}
+	path, err := l.receipts.receive(context.WithoutCancel(ctx), v.Name, d, s)
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Making volume of a snapshot that was received", "volume", v.Name, "snapshot", s.Name)
+	if err := e.Import(ctx, volume, engine.From{Snapshot: s.Name}, path); err != nil {
+		return err
+	}
+	return l.receipts.drop(v.Name, d)
+}
+
+// point is the snapshot that a volume is to be made of, which may be on any node. NotReady while it is not taken.
+func (l *VolumeLoop) point(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Snapshot, error) {
+	name := v.Spec.SourceSnapshot
+	if name == "" {
+		name = v1alpha1.ClonePoint(v.Name)
+	}
+	s, err := l.store.Snapshots.Live(ctx, name)
+	switch {
+	case backingimage.Is(err, backingimage.NotFound) && v.Spec.SourceSnapshot != "":
+		return nil, backingimage.Errorf(backingimage.Precondition, "snapshot %s was deleted before the volume was made of it; delete the volume", name)
+	case backingimage.Is(err, backingimage.NotFound):
+		if _, err := l.store.Volumes.Live(ctx, v.Spec.SourceVolume); backingimage.Is(err, backingimage.NotFound) {
+			return nil, backingimage.Errorf(backingimage.Precondition, "volume %s was deleted before its content was taken; delete this volume", v.Spec.SourceVolume)
+		}
+		return nil, backingimage.Errorf(backingimage.NotReady, "waits for a point in time of volume %s", v.Spec.SourceVolume)
+	case err != nil:
+		return nil, err
+	}
+	if err := snapshotFailure(s); err != nil {
+		return nil, err
+	}
+	if s.Status.State != v1alpha1.SnapshotReady {
+		return nil, backingimage.Errorf(backingimage.NotReady, "waits for snapshot %s on node %s: %s", s.Name, s.Spec.NodeName, snapshotMessage(s))
+	}
+	return s, nil
 }
 
 // imageReady is nil when the image has a ready copy on the volume's disk, NotReady while that can still come about.
@@ -159,6 +244,11 @@ func (l *VolumeLoop) imageReady(ctx context.Context, v *v1alpha1.Volume) error {
 func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) (time.Duration, error) {
 	if !slices.Contains(v.Finalizers, v1alpha1.VolumeFinalizer) {
 		return 0, nil
+	}
+	if d, open := l.engines.disks.Get(v.Spec.DiskUUID); open && v.Spec.SourceDisk != "" {
+		if err := l.receipts.drop(v.Name, d); err != nil {
+			return 0, err
+		}
 	}
 	if err := e.Delete(ctx, v.Name); err != nil {
 		_, rerr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {

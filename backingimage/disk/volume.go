@@ -13,6 +13,9 @@ func (d *Disk) VolumeIDs() ([]string, error) { return names(d.layout.Volumes(), 
 // SnapshotIDs are the snapshots on the disk, sorted, whoever made them.
 func (d *Disk) SnapshotIDs() ([]string, error) { return names(d.layout.Snapshots(), "") }
 
+// ReceiptIDs are the volumes whose content arrives from another disk, or did when the agent was killed, sorted.
+func (d *Disk) ReceiptIDs() ([]string, error) { return names(d.layout.Staging(), receiptPrefix) }
+
 // UsedBytes are allocated to the files in a directory, as far as they can be read; what they share with others is counted in full.
 func UsedBytes(dir string) int64 {
 	used := int64(0)

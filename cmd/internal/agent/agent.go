@@ -53,12 +53,14 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 		return nil, err
 	}
 	engines := newEngines(disks)
+	offers := provisioner.NewOffers(cfg.NodeName, engines, clock.RealClock{})
+	peers.options.Snapshots = offers
 	o := cfg.Node
 	o.Metrics, o.Exporter, o.Credentials = node.NewMetrics(registry), engines, secrets
 	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
 	o.Identity, o.Shares = peers.identity, peers.shares
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
-	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines), snapshots: provisioner.NewSnapshotLoop(s, engines)}
+	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines, offers, peers.identity), snapshots: provisioner.NewSnapshotLoop(s, engines)}
 	stageWait := newStageWait(registry)
 	a.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(registry), Ready: func() error { return process.ReadyNow(a.Ready) }, Controller: controller,

@@ -34,7 +34,7 @@ import (
 // Loops are those of a cluster, of which one process at a time may run them. They run once: a new term has new loops, so that nothing
 // is left in them of what they knew in an earlier one.
 func Loops(s *store.Store, o controller.Options) process.Part {
-	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s)}
+	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewPoints(s)}
 }
 
 type loops []process.Part
