@@ -118,6 +118,7 @@ func TestVolumesOnOtherNodes(t *testing.T) {
 		second.holds(t, "clone", content, 64<<20)
 		first.untilSnapshot(t, v1alpha1.ClonePoint("clone"), "gone", func(s *v1alpha1.Snapshot) bool { return s == nil })
 	})
+	t.Run("a controller is told where a snapshot has data, and what differs", func(t *testing.T) { tellsExtents(t, first, content) })
 	t.Run("nothing is left in staging", func(t *testing.T) {
 		second.Stop()
 		second.Start()
@@ -191,4 +192,51 @@ func (w *world) untilSchedulable(t *testing.T, uuid string) {
 	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
 	defer cancel()
 	must(t, w.Store.Disks.Wait(ctx, uuid, func(d *v1alpha1.Disk) (bool, error) { return d != nil && !d.Schedulable(), nil }))
+}
+
+// tellsExtents asks for extents of the volume db, whose content is given as it was at snapshot s. The volume was written to since.
+func tellsExtents(t *testing.T, w *world, content []byte) {
+	ctx := context.Background()
+	first := w.snapshot(t, provisioner.SnapshotRequest{Name: "now", Volume: "db"})
+	w.write(t, "db", 0xdd)
+	second := w.snapshot(t, provisioner.SnapshotRequest{Name: "then", Volume: "db"})
+	list := func(handle, base string, from int64) (ranges [][2]int64) {
+		t.Helper()
+		must(t, w.volumes.Extents(ctx, handle, base, from, func(offset, bytes int64) error {
+			ranges = append(ranges, [2]int64{offset, bytes})
+			return nil
+		}))
+		return ranges
+	}
+	rest := bytes.Clone(content)
+	all := list("snap://db/s", "", 0)
+	for _, r := range all {
+		clear(rest[r[0] : r[0]+r[1]])
+	}
+	if slices.Max(rest) != 0 || len(all) < 7 {
+		t.Errorf("there is data beside %v", all)
+	}
+	if some := list("snap://db/s", "", all[1][0]); len(some) != len(all)-1 || some[0] != all[1] {
+		t.Errorf("from byte %d on: %v", all[1][0], some)
+	}
+	if got := list(second.Handle, first.Handle, 0); len(got) != 1 || got[0] != [2]int64{0, 1 << 20} {
+		t.Errorf("what was written since: %v", got)
+	}
+	if got := list(first.Handle, first.Handle, 0); len(got) != 0 {
+		t.Errorf("since itself: %v", got)
+	}
+	none := func(int64, int64) error { return nil }
+	wantKind(t, w.volumes.Extents(ctx, "snap://db/none", "", 0, none), backingimage.NotFound)
+	wantKind(t, w.volumes.Extents(ctx, "bi://backing?backingImage=i", "", 0, none), backingimage.Precondition, "type is bi")
+	live, err := w.Store.Snapshots.Live(ctx, "s")
+	if must(t, err); len(live.Spec.AccessTokens) > 0 {
+		t.Errorf("tokens were left: %v", live.Spec.AccessTokens)
+	}
+	n, _ := w.Store.Nodes.Get("n1")
+	for what, token := range map[string]transfer.Token{"no token": "", "a wrong one": transfer.NewToken()} {
+		client := transfer.NewSnapshotClient(n.Status.Address, n.Status.PublicKeyHash, string(live.UID), token)
+		if err := client.Extents(ctx, "", 0, func(int64, transfer.Extent) error { return nil }); !backingimage.Is(err, backingimage.Precondition) {
+			t.Errorf("with %s: %v", what, err)
+		}
+	}
 }
