@@ -21,6 +21,11 @@ RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
 TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc
 PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev
 
+# What the clusters of test/e2e are made of beside Go modules.
+E2E_PROGRAMS := containerd runc /usr/lib/cni/bridge busybox ip nsenter qemu-img mkfs.xfs mkfs.ext4 bwrap
+E2E_PACKAGES := containerd runc containernetworking-plugins busybox-static iproute2 procps ca-certificates dash $(PACKAGES)
+E2E           = cd test/e2e && $(GO) test -count=1 -v -plinth '$(abspath bin/plinth)' -logs '$(abspath bin/e2e)'
+
 # Programs that tests run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry, unpacked from its
 # Debian package because installing that would start a service, for the tests of sources; and for those of deploy, what renders it.
 VERSITYGW         := v1.8.0
@@ -67,6 +72,22 @@ nightly: ## Hold the plan of copies against a million random clusters, and fuzz 
 sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
+.PHONY: e2e
+e2e: e2e-deps build ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
+	$(E2E) -timeout 90m .
+
+.PHONY: e2e-smoke
+e2e-smoke: e2e-deps build ## The same, for a few minutes: what must never break
+	$(E2E) -timeout 30m -run '^TestSmoke' .
+
+.PHONY: e2e-remote
+e2e-remote: ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, TEST_IMAGE=…
+	$(E2E) -timeout 90m -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
+
+.PHONY: e2e-shell
+e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends with it
+	cd test/e2e && $(GO) test -c -o ../../bin/e2e.test . && ../../bin/e2e.test -shell
+
 .PHONY: bench
 bench: deps build ## Measure against the bare system calls, curl and qemu-img; print a table of ratios (needs root)
 	$(GO) run ./test/bench -plinth bin/plinth
@@ -76,13 +97,14 @@ lint: ## Check formatting, vet and staticcheck
 	@unformatted=$$(gofmt -l cmd csi provisioner backingimage deploy test); \
 	  [ -z "$$unformatted" ] || { echo "gofmt these files: $$unformatted"; exit 1; }
 	$(GO) vet ./...
+	cd test/e2e && $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
 .PHONY: generate
 generate: ## Regenerate the CRDs and deepcopy functions, and the references of commands and of the chart
 	$(GO) run $(CONTROLLER_GEN) object crd paths=./backingimage/api/... output:crd:dir=deploy/crds
 	$(GO) test ./cmd/plinth -run TestReferenceOfCommands -update
-	$(GO) test ./deploy -run TestReferenceOfValues -update
+	$(GO) test ./deploy -run 'OfValues' -update
 
 .PHONY: verify
 verify: ## Fail when generated files, go.mod or the layers are out of date
@@ -98,6 +120,13 @@ deps: ## Install the Debian packages that tests and the demo use, when root; els
 	  echo "Missing:$$missing. Installing $(PACKAGES)."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 	else echo "Missing:$$missing. Tests that need them are left out; as root: apt-get install $(PACKAGES)"; fi
+
+.PHONY: e2e-deps
+e2e-deps: ## Install the Debian packages that the clusters of test/e2e need (needs root)
+	@missing=; for p in $(E2E_PROGRAMS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	echo "Missing:$$missing. Installing $(E2E_PACKAGES)."; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(E2E_PACKAGES) >/dev/null
 
 .PHONY: tools
 tools: $(VERSITYGW_PROGRAM) $(REGISTRY_PROGRAM) $(KUSTOMIZE_PROGRAM) $(HELM_PROGRAM) ## Bring the programs that tests run into the user's cache

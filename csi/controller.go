@@ -139,5 +139,5 @@ func unconfirmed(v *v1alpha1.Volume, r *csi.ValidateVolumeCapabilitiesRequest) e
 	if got := r.GetParameters(); len(got) > 0 && !maps.Equal(got, v.Spec.Parameters) {
 		return invalid("parameters", "%v are not those with which volume %s was made: %v", got, v.Name, v.Spec.Parameters)
 	}
-	return firstError(checkMutable(r.GetMutableParameters()), checkCapabilities(r.GetVolumeCapabilities()))
+	return firstError(checkMutable(r.GetMutableParameters()), checkCapabilities(r.GetVolumeCapabilities()), checkReaders(v, r.GetVolumeCapabilities()...))
 }

@@ -57,7 +57,7 @@ func (s staging) mount(ctx context.Context, a provisioner.Attached, d mount.Devi
 	if err != nil {
 		return "", err
 	}
-	if !inUse {
+	if !inUse && !a.ReadOnly {
 		if d, err = writable(d); err != nil {
 			return "", err
 		}

@@ -28,7 +28,7 @@ func (n *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeG
 
 // readerOnly reports whether a capability promises not to write.
 func readerOnly(c *csi.VolumeCapability) bool {
-	return c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
+	return c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY || forManyReaders(c)
 }
 
 // filesystemsOf lists where the volume's filesystem is mounted; nowhere when the partition that holds it is not there.

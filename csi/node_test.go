@@ -15,6 +15,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/csi"
+	"plinth.dev/plinth/csi/mount"
 	"plinth.dev/plinth/csi/mount/mounttest"
 	"plinth.dev/plinth/provisioner"
 )
@@ -51,7 +52,7 @@ func (m *machine) Attached(_ context.Context, id string) (provisioner.Attached, 
 	case !m.attached:
 		return provisioner.Attached{}, backingimage.Errorf(backingimage.Precondition, "volume %s is not attached", id)
 	}
-	return provisioner.Attached{Volume: m.volume, Device: m.device, FilesystemDevice: m.device}, nil
+	return provisioner.Attached{Volume: m.volume, Device: m.device, FilesystemDevice: m.device, ReadOnly: m.volume.Spec.ReadOnlyMany}, nil
 }
 
 func (m *machine) Detach(context.Context, string) error {
@@ -272,6 +273,35 @@ func TestReaderOnlyVolumeIsNeitherFormattedNorWrittenNorGrown(t *testing.T) {
 	}
 	wantCode(t, b.expand(t, b.target, 640*mib), codes.FailedPrecondition, "mounted read-only")
 	wantCode(t, b.stage(t, capability(singleWriter, false)), codes.AlreadyExists, "unstage it first")
+}
+
+// TestManyReaders has a device that refuses writes, as that of a volume for many readers does, with a filesystem that was not
+// unmounted cleanly.
+func TestManyReaders(t *testing.T) {
+	for _, fsType := range []string{"ext4", "xfs"} {
+		t.Run(fsType, func(t *testing.T) {
+			b, once, c := mustBench(t, 400*mib), withFS(capability(singleWriter, false), fsType), capability(spec.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY, false)
+			must(t, b.stage(t, once), os.WriteFile(b.staging+"/f", []byte("data"), 0o600), b.unstage(t))
+			must(t, mount.SetReadOnly(b.device, true))
+			b.volume.Spec.ReadOnlyMany, b.volume.Spec.Image = true, &v1alpha1.VolumeImage{Name: "data"}
+			wantCode(t, b.stage(t, once), codes.InvalidArgument, "ReadOnlyMany")
+			for range 2 {
+				must(t, b.stage(t, c), b.publish(t, b.target, c, false), b.publish(t, b.second, c, true))
+			}
+			for _, path := range []string{b.target, b.second} {
+				if data, err := os.ReadFile(path + "/f"); err != nil || string(data) != "data" {
+					t.Errorf("data on %s: %q, %v", path, data, err)
+				}
+				if err := os.WriteFile(path+"/g", nil, 0o600); !errors.Is(err, unix.EROFS) {
+					t.Errorf("write to %s = %v", path, err)
+				}
+			}
+			must(t, b.unpublish(t, b.target), b.unpublish(t, b.second), b.unstage(t))
+			if d, err := mount.Inspect(b.device); err != nil || !d.ReadOnly {
+				t.Errorf("the device can be written (%v)", err)
+			}
+		})
+	}
 }
 
 func TestImageIsNeverFormatted(t *testing.T) {

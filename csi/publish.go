@@ -32,7 +32,7 @@ func publishRequest(r *csi.NodePublishVolumeRequest) (publication, error) {
 		target:   r.GetTargetPath(),
 		block:    c.GetBlock() != nil,
 		readOnly: r.GetReadonly() || readerOnly(c),
-		shared:   c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
+		shared:   c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER || forManyReaders(c),
 	}
 	err := firstError(required("volume_id", p.volume), requiredPath("target_path", p.target), checkCapability(c))
 	if err == nil && p.staged == "" { // the specification gives this one field another code

@@ -58,6 +58,9 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 		return nil, err
 	}
 	attached, err := n.attach(ctx, s.volume)
+	if err == nil {
+		err = checkReaders(attached.Volume, r.GetVolumeCapability())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +152,7 @@ func unstage(a provisioner.Attached, path string) error {
 			return err
 		}
 	}
-	if d.ReadOnly {
+	if d.ReadOnly && !a.ReadOnly {
 		return mount.SetReadOnly(d.Path, false)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/csi/mount"
 	"plinth.dev/plinth/provisioner"
@@ -64,6 +65,7 @@ func createRequest(r *csi.CreateVolumeRequest) (provisioner.CreateRequest, error
 		SourceVolume:  volume,
 		SourceHandle:  snapshot,
 		Nodes:         nodes,
+		ReadOnlyMany:  forManyReaders(r.GetVolumeCapabilities()[0]),
 		Secrets:       parseSecrets(r.GetSecrets()),
 	}, nil
 }
@@ -127,12 +129,13 @@ func parseRange(r *csi.CapacityRange) (sizes, error) {
 	return s, nil
 }
 
-// modes that one node can honour.
+// modes that can be honoured: those of one node, and reading on many, which volumes are made for that begin as an image and stay it.
 var modes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER,
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
+	csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY,
 }
 
 func checkCapabilities(list []*csi.VolumeCapability) error {
@@ -143,6 +146,28 @@ func checkCapabilities(list []*csi.VolumeCapability) error {
 		if err := checkCapability(c); err != nil {
 			return err
 		}
+		if forManyReaders(c) != forManyReaders(list[0]) {
+			return invalid("volume_capabilities", "a volume is read on many nodes (ReadOnlyMany) or used on one, and not both; ask for one of the two")
+		}
+	}
+	return nil
+}
+
+// forManyReaders reports whether a capability is that of a volume which many nodes read.
+func forManyReaders(c *csi.VolumeCapability) bool {
+	return c.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY
+}
+
+// checkReaders refuses a capability that a volume was not made for.
+func checkReaders(v *v1alpha1.Volume, list ...*csi.VolumeCapability) error {
+	for _, c := range list {
+		if forManyReaders(c) == v.Spec.ReadOnlyMany {
+			continue
+		}
+		if v.Spec.ReadOnlyMany {
+			return invalid("volume_capability.access_mode", "volume %s is for reading on many nodes; use it with ReadOnlyMany (multi-node-reader-only)", v.Name)
+		}
+		return invalid("volume_capability.access_mode", "volume %s is on one node; use a mode of one node", v.Name)
 	}
 	return nil
 }
@@ -157,7 +182,7 @@ func checkCapability(c *csi.VolumeCapability) error {
 		return invalid("volume_capability.access_mode", "is required and missing")
 	case !slices.Contains(modes, mode):
 		return invalid("volume_capability.access_mode", "%s: a volume's data is on one node's disk, so only that node can use it; "+
-			"use ReadWriteOnce or ReadWriteOncePod (single-node-writer, single-node-reader-only)", mode)
+			"use ReadWriteOnce or ReadWriteOncePod (single-node-writer, single-node-reader-only), or, for reading an image on many nodes, ReadOnlyMany (multi-node-reader-only)", mode)
 	case c.GetBlock() != nil:
 		return nil
 	case c.GetMount() == nil:

@@ -66,8 +66,11 @@ func TestCreateRequestRefuses(t *testing.T) {
 		"a capability without a mode": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessMode = nil }, backingimage.Invalid, "access_mode"},
 		"a capability without a type": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessType = nil }, backingimage.Invalid, "block or mount"},
 		"a multi-node mode": {func(r *csi.CreateVolumeRequest) {
-			r.VolumeCapabilities = append(r.VolumeCapabilities, mounted(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY, ""))
+			r.VolumeCapabilities = append(r.VolumeCapabilities, mounted(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER, ""))
 		}, backingimage.Invalid, "one node's disk"},
+		"reading on many nodes and using on one": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities = append(r.VolumeCapabilities, mounted(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY, ""))
+		}, backingimage.Invalid, "one of the two"},
 		"an unknown filesystem":       {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0] = mounted(writer, "zfs") }, backingimage.Invalid, `"zfs"`},
 		"a mount option that is none": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0] = mounted(writer, "", "noatime,bind") }, backingimage.Invalid, `"bind"`},
 		"a mount option for mount itself": {func(r *csi.CreateVolumeRequest) {
@@ -167,5 +170,14 @@ func TestWaitingLeavesTimeForTheAnswer(t *testing.T) {
 				t.Errorf("waits %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// TestMountOptionsStayWhole has what a kubelet gives where the driver's seLinuxMount is true: a value with a comma in quotes.
+func TestMountOptionsStayWhole(t *testing.T) {
+	flags := []string{"noatime", `context="system_u:object_r:container_file_t:s0:c10,c20"`}
+	s, err := stageRequest(&csi.NodeStageVolumeRequest{VolumeId: "v", StagingTargetPath: "/staging", VolumeCapability: mounted(writer, "ext4", flags...)})
+	if err != nil || strings.Join(s.options, ",") != strings.Join(flags, ",") {
+		t.Errorf("options are %q (%v)", s.options, err)
 	}
 }

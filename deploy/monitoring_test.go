@@ -23,7 +23,7 @@ func TestMonitoringAsksForMetricsThatThereAre(t *testing.T) {
 			known[m[1]+"_bucket"], known[m[1]+"_count"], known[m[1]+"_sum"] = true, true, true
 		}
 	}
-	for file, expressions := range map[string][]string{"alerts.yaml": alerts(t), "dashboard.json": queries(t)} {
+	for file, expressions := range map[string][]string{"prometheusrule.yaml": alerts(t), "dashboard.json": queries(t)} {
 		for _, e := range expressions {
 			for _, name := range regexp.MustCompile(`plinth_[a-z_]+`).FindAllString(e, -1) {
 				if !known[name] {
@@ -52,15 +52,17 @@ type rule struct {
 
 func mustRules(t *testing.T) []rule {
 	t.Helper()
-	var file struct{ Groups []struct{ Rules []rule } }
-	text, err := os.ReadFile("monitoring/alerts.yaml")
+	var file struct {
+		Spec struct{ Groups []struct{ Rules []rule } }
+	}
+	text, err := os.ReadFile("monitoring/prometheusrule.yaml")
 	if err == nil {
 		err = yaml.Unmarshal(text, &file)
 	}
-	if err != nil || len(file.Groups) != 1 {
-		t.Fatalf("%d groups, %v", len(file.Groups), err)
+	if err != nil || len(file.Spec.Groups) != 1 {
+		t.Fatalf("%d groups, %v", len(file.Spec.Groups), err)
 	}
-	return file.Groups[0].Rules
+	return file.Spec.Groups[0].Rules
 }
 
 func alerts(t *testing.T) (expressions []string) {

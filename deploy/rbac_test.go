@@ -18,12 +18,14 @@ var writers = map[string]struct {
 	// generic writes stand in functions for any kind.
 	generic []string
 }{
-	"controller": {files: []string{"backingimage/controller/*.go", "provisioner/*.go", "!provisioner/volume_loop.go", "!provisioner/snapshot_loop.go", "!provisioner/attach.go"}},
-	"node": {files: []string{"backingimage/node/*.go", "backingimage/transfer/*.go", "provisioner/volume_loop.go", "provisioner/snapshot_loop.go", "provisioner/attach.go"},
+	"controller": {files: []string{"backingimage/controller/*.go", "provisioner/*.go", "!provisioner/volume_loop.go", "!provisioner/snapshot_loop.go", "!provisioner/backup_loop.go", "!provisioner/backup_copy.go", "!provisioner/attach.go"}},
+	"node": {files: []string{"backingimage/node/*.go", "backingimage/transfer/*.go", "provisioner/volume_loop.go", "provisioner/snapshot_loop.go", "provisioner/backup_loop.go", "provisioner/backup_copy.go", "provisioner/attach.go"},
 		generic: []string{"create storagenodes", "update backingimagecopies", "update volumes", "update snapshots"}},
 }
 
-var resources = map[string]string{"Images": "backingimages", "Copies": "backingimagecopies", "Nodes": "storagenodes", "Disks": "disks", "Volumes": "volumes", "Snapshots": "snapshots"}
+var resources = map[string]string{"Images": "backingimages", "Copies": "backingimagecopies", "Nodes": "storagenodes", "Disks": "disks", "Volumes": "volumes", "Snapshots": "snapshots",
+	"Backups": "backups", "Targets": "backuptargets", "Policies": "backuppolicies",
+}
 
 var write = regexp.MustCompile(`store\.([A-Z][a-z]+)\.(Create|Delete|Modify|ModifyStatus|ModifyLiveStatus)\(`)
 

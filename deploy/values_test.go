@@ -1,16 +1,23 @@
 package deploy_test
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
-var update = flag.Bool("update", false, "write docs/reference/helm-values.md instead of comparing it")
+var update = flag.Bool("update", false, "write what is made of values.yaml instead of comparing it")
 
-const valuesPage = "../docs/reference/helm-values.md"
+// What is made of values.yaml: its page of the reference, and the schema by which Helm refuses a value that there is not.
+const (
+	valuesPage   = "../docs/reference/helm-values.md"
+	valuesSchema = "helm/plinth/values.schema.json"
+)
 
 // TestReferenceOfValues keeps the page equal to what values.yaml says of itself. make generate writes it.
 func TestReferenceOfValues(t *testing.T) {
@@ -24,15 +31,67 @@ func TestReferenceOfValues(t *testing.T) {
 	for _, v := range readValues(t, string(text)) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", v.path, v.meaning, v.initial)
 	}
+	sameOrUpdate(t, valuesPage, b.String())
+}
+
+// sameOrUpdate compares a file with what it shall be, or writes it.
+func sameOrUpdate(t *testing.T, path, want string) {
+	t.Helper()
 	if *update {
-		if err := os.WriteFile(valuesPage, []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
-	if got, err := os.ReadFile(valuesPage); err != nil || string(got) != b.String() {
-		t.Errorf("docs/reference/helm-values.md is out of date (%v): run make generate", err)
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%s is out of date (%v): run make generate", path, err)
 	}
+}
+
+// TestSchemaOfValues keeps the schema equal to what the defaults say: their types, and that there are no others.
+func TestSchemaOfValues(t *testing.T) {
+	text, err := os.ReadFile("helm/plinth/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	schema := schemaOf("", values)
+	schema["$schema"] = "http://json-schema.org/draft-07/schema#"
+	schema["properties"].(map[string]any)["global"] = map[string]any{"type": "object"} // which every chart may be given
+	out, err := json.MarshalIndent(schema, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameOrUpdate(t, valuesSchema, string(out)+"\n")
+}
+
+// schemaOf is the schema of a value by its default. What is empty, and resources, are as Kubernetes has them.
+func schemaOf(key string, initial any) map[string]any {
+	switch v := initial.(type) {
+	case map[string]any:
+		if len(v) == 0 || key == "resources" {
+			return map[string]any{"type": "object"}
+		}
+		properties := map[string]any{}
+		for name, of := range v {
+			properties[name] = schemaOf(name, of)
+		}
+		return map[string]any{"type": "object", "properties": properties, "additionalProperties": false}
+	case []any:
+		return map[string]any{"type": "array"}
+	case bool:
+		return map[string]any{"type": "boolean"}
+	case float64:
+		return map[string]any{"type": "integer"}
+	case string:
+		if strings.HasSuffix(v, "%") {
+			return map[string]any{"type": []string{"string", "integer"}}
+		}
+	}
+	return map[string]any{"type": "string"}
 }
 
 // value is one that has a description.

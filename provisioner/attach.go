@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -42,7 +43,14 @@ func (a *Attacher) Name() string { return a.name }
 
 // Attach implements Node.
 func (a *Attacher) Attach(ctx context.Context, id string) (Attached, error) {
-	v, e, err := a.find(ctx, id)
+	v, err := a.volume(ctx, id)
+	if err != nil {
+		return Attached{}, err
+	}
+	if v.Spec.ReadOnlyMany {
+		return a.attachReader(ctx, v)
+	}
+	e, err := a.engineOf(v)
 	if err != nil {
 		return Attached{}, err
 	}
@@ -134,6 +142,9 @@ func (a *Attacher) Detach(ctx context.Context, id string) error {
 	if err := a.engines.detach(ctx, id); err != nil {
 		return err
 	}
+	if err := a.detachReader(ctx, id); err != nil {
+		return err
+	}
 	return backingimage.IgnoreNotFound(a.record(ctx, id, ""))
 }
 
@@ -145,11 +156,11 @@ func (a *Attacher) record(ctx context.Context, id, device string) error {
 
 // Attached implements Node.
 func (a *Attacher) Attached(ctx context.Context, id string) (Attached, error) {
-	v, e, err := a.find(ctx, id)
+	v, err := a.volume(ctx, id)
 	if err != nil {
 		return Attached{}, err
 	}
-	info, err := e.Stat(ctx, id)
+	info, err := a.stat(ctx, v)
 	switch {
 	case err != nil && !backingimage.Is(err, backingimage.NotFound):
 		return Attached{}, err
@@ -163,17 +174,17 @@ func (a *Attacher) Attached(ctx context.Context, id string) (Attached, error) {
 func (a *Attacher) Condition(ctx context.Context, id string) (abnormal bool, message string) {
 	ctx, cancel := context.WithTimeout(ctx, conditionTimeout)
 	defer cancel()
-	v, e, err := a.find(ctx, id)
+	v, err := a.volume(ctx, id)
 	if err != nil {
 		return true, err.Error()
 	}
 	if v.Status.State == v1alpha1.VolumeFailed {
 		return true, v.Status.Message
 	}
-	info, err := e.Stat(ctx, id)
+	info, err := a.stat(ctx, v)
 	switch {
 	case backingimage.Is(err, backingimage.NotFound):
-		return true, "the volume's file is gone from disk " + v.Spec.DiskUUID
+		return true, strings.TrimSpace("the volume's file is gone from disk " + v.Spec.DiskUUID)
 	case err != nil:
 		return true, err.Error()
 	case info.Device == "":
@@ -184,23 +195,37 @@ func (a *Attacher) Condition(ctx context.Context, id string) (abnormal bool, mes
 
 const conditionTimeout = 5 * time.Second
 
-// find returns a volume of this node and its disk's engine.
-func (a *Attacher) find(ctx context.Context, id string) (*v1alpha1.Volume, engine.Engine, error) {
-	v, ok := a.store.Volumes.Get(id)
-	if !ok {
-		var err error
-		if v, err = a.store.Volumes.Live(ctx, id); err != nil {
-			return nil, nil, err
-		}
+// volume returns a volume, wherever it is.
+func (a *Attacher) volume(ctx context.Context, id string) (*v1alpha1.Volume, error) {
+	if v, ok := a.store.Volumes.Get(id); ok {
+		return v, nil
 	}
+	return a.store.Volumes.Live(ctx, id)
+}
+
+// engineOf returns the engine of a volume's disk, which must be one of this node.
+func (a *Attacher) engineOf(v *v1alpha1.Volume) (engine.Engine, error) {
 	e, open := a.engines.of(v.Spec.DiskUUID)
-	if !open && v.Spec.NodeName == a.name {
-		return nil, nil, backingimage.Errorf(backingimage.NotReady, "volume %s is on disk %s, which is not there%s", id, v.Spec.DiskUUID, diskTrouble(a.store, v.Spec.DiskUUID))
+	switch {
+	case open:
+		return e, nil
+	case v.Spec.NodeName == a.name:
+		return nil, backingimage.Errorf(backingimage.NotReady, "volume %s is on disk %s, which is not there%s", v.Name, v.Spec.DiskUUID, diskTrouble(a.store, v.Spec.DiskUUID))
 	}
-	if !open {
-		return nil, nil, backingimage.Errorf(backingimage.Precondition, "volume %s is on disk %s of node %s, this is node %s", id, v.Spec.DiskUUID, v.Spec.NodeName, a.name)
+	return nil, backingimage.Errorf(backingimage.Precondition, "volume %s is on disk %s of node %s, this is node %s", v.Name, v.Spec.DiskUUID, v.Spec.NodeName, a.name)
+}
+
+// stat returns what of a volume is on this node. NotFound.
+func (a *Attacher) stat(ctx context.Context, v *v1alpha1.Volume) (engine.Info, error) {
+	if v.Spec.ReadOnlyMany {
+		info, _, err := a.statReader(ctx, v.Name)
+		return info, err
 	}
-	return v, e, nil
+	e, err := a.engineOf(v)
+	if err != nil {
+		return engine.Info{}, err
+	}
+	return e.Stat(ctx, v.Name)
 }
 
 // diskTrouble is ": " and why a disk cannot be used, "" when it can, or nobody says why.
@@ -221,5 +246,5 @@ func attached(v *v1alpha1.Volume, device string) Attached {
 	if v.Spec.Partition > 0 {
 		fs = fmt.Sprintf("%sp%d", device, v.Spec.Partition)
 	}
-	return Attached{Volume: v, Device: device, FilesystemDevice: fs}
+	return Attached{Volume: v, Device: device, FilesystemDevice: fs, ReadOnly: v.Spec.ReadOnlyMany}
 }

@@ -21,6 +21,7 @@ type draft struct {
 	parameters Parameters
 	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
 	source     *origin                // the volume or snapshot it is made from, if any
+	restore    *found                 // the backup that it is restored from, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
 	bytes      int64
 	disk       *v1alpha1.Disk
@@ -37,7 +38,7 @@ type origin struct {
 
 // hooks are what Create runs, in this order. Each decides one thing of the draft or refuses it.
 func (p *Provisioner) hooks() []func(context.Context, *draft) error {
-	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, p.ensureImage, p.decideSize, p.place}
+	return []func(context.Context, *draft) error{p.resolveSource, p.resolveClaim, checkReaders, p.ensureImage, p.restoredImage, p.decideSize, p.place}
 }
 
 // resolveSource finds the volume to clone, or the snapshot to start from, and waits until that is made. The data comes from it, whatever
@@ -49,6 +50,9 @@ func (p *Provisioner) resolveSource(ctx context.Context, d *draft) error {
 			return backingimage.Errorf(backingimage.NotFound, "%w", err)
 		}
 		return snapshotTypes[h.Type](p).source(ctx, d, h)
+	}
+	if d.request.SourceVolume == "" && d.parameters.FromBackup != "" {
+		return p.fromBackup(ctx, d)
 	}
 	id := d.request.SourceVolume
 	if id == "" {
@@ -106,8 +110,6 @@ func notOnDemand(image string, t v1alpha1.SourceType) error {
 		return backingimage.Errorf(backingimage.NotFound, "there is no backing image %q: create it, or let the StorageClass say where it comes from with %s and %s", image, keySourceType, keySourceParameters)
 	case v1alpha1.SourceUpload:
 		return backingimage.Errorf(backingimage.NotFound, "there is no backing image %q, and a StorageClass has no file to upload: upload it first with \"plinth image upload FILE --name %s\"", image, image)
-	case v1alpha1.SourceRestore:
-		return backingimage.Errorf(backingimage.Unsupported, "there is no backing image %q, and restoring one from a backup is not in this version; create it from another source", image)
 	}
 	return nil
 }
@@ -212,6 +214,8 @@ func (p *Provisioner) decideSize(ctx context.Context, d *draft) error {
 	switch {
 	case d.source != nil:
 		least, from = d.source.bytes, d.source.what
+	case d.restore != nil:
+		least, from = roundUp(d.restore.manifest.Bytes()), "backup "+d.restore.manifest.ID
 	case d.image != nil:
 		virtual, err := p.virtualSize(ctx, d.image)
 		if err != nil {

@@ -60,6 +60,9 @@ func answers(v *v1alpha1.Volume, r CreateRequest) error {
 	if v.Spec.SourceHandle != r.SourceHandle {
 		differs = append(differs, fmt.Sprintf("it was made from snapshot %q, not %q", v.Spec.SourceHandle, r.SourceHandle))
 	}
+	if v.Spec.ReadOnlyMany != r.ReadOnlyMany {
+		differs = append(differs, fmt.Sprintf("it is for reading on many nodes: %t, not %t", v.Spec.ReadOnlyMany, r.ReadOnlyMany))
+	}
 	class := classParameters(r.Parameters)
 	for _, key := range sortedKeys(class, v.Spec.Parameters) {
 		if class[key] != v.Spec.Parameters[key] {

@@ -11,6 +11,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/source"
+	"plinth.dev/plinth/provisioner/backup"
 )
 
 // Parameters is what a StorageClass asks for, checked.
@@ -25,6 +26,7 @@ type Parameters struct {
 	NodeSelector      []string // of the volume
 	DiskSelector      []string
 	MkfsParams        string
+	FromBackup        string   // URL of the backup that the volume's content is restored from
 	AllowOverride     bool     // a claim may name another image by its annotation
 	Partition         int32    // 0: the whole device
 	Ignored           []string // keys of Longhorn's that mean nothing here, for one warning
@@ -90,7 +92,7 @@ var parsers = map[string]parser{
 	keyMkfs:             func(p *Parameters, v string) error { p.MkfsParams = v; return nil },
 	keyPartition:        parsePartition,
 	keyAllowOverride:    parseAllowOverride,
-	keyBackup:           refuse(keyBackup, "restoring from a backup is not in this version; remove the key, or name a backingImage"),
+	keyBackup:           parseFromBackup,
 	keyReplicas:         only(keyReplicas, "1", "a volume is one file on one node's disk; remove the key or set it to 1, and keep copies of its data with backups"),
 	keyEngine:           only(keyEngine, "v1", "there is one engine here, which answers to v1; remove the key or set it to v1"),
 	keyEncrypted:        only(keyEncrypted, "false", "volumes are not encrypted by Plinth; put the disk on an encrypted device and remove the key"),
@@ -237,10 +239,6 @@ func checkFSType(key string) parser {
 	}
 }
 
-func refuse(key, why string) parser {
-	return func(_ *Parameters, v string) error { return invalid(key, "%s: %s", shortened(v), why) }
-}
-
 func only(key, accepted, why string) parser {
 	return func(_ *Parameters, v string) error {
 		if v != accepted {
@@ -271,4 +269,10 @@ func shortened(v string) string {
 		v = v[:77] + "..."
 	}
 	return strconv.Quote(v)
+}
+
+func parseFromBackup(p *Parameters, v string) error {
+	_, _, err := backup.ParseURL(keyBackup, v)
+	p.FromBackup = v
+	return err
 }

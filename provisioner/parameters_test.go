@@ -125,7 +125,7 @@ func TestParseParametersRefuses(t *testing.T) {
 		"several replicas":                      {map[string]string{"numberOfReplicas": "3"}, []string{"numberOfReplicas", `"3"`, "set it to 1"}},
 		"another engine":                        {map[string]string{"dataEngine": "v2"}, []string{"dataEngine", `"v2"`}},
 		"encryption, which must not be ignored": {map[string]string{"encrypted": "true"}, []string{"encrypted", "not encrypted"}},
-		"a backup":                              {map[string]string{"fromBackup": "s3://b?backup=x"}, []string{"fromBackup", "not in this version"}},
+		"the URL of no backup":                  {map[string]string{"fromBackup": "s3://bucket/prefix"}, []string{"fromBackup", "s3://bucket/prefix", "backup=ID"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := provisioner.ParseParameters(tc.raw)

@@ -19,6 +19,9 @@ import (
 // place chooses the disk: allowed by topology and selectors, with room, near the front of the wanted nodes, and
 // best one that already holds a ready copy of the image.
 func (p *Provisioner) place(_ context.Context, d *draft) error {
+	if d.request.ReadOnlyMany {
+		return nil // it is wherever it is read
+	}
 	var refusals []string
 	var best *candidate
 	for _, disk := range p.store.Disks.List() {

@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -36,6 +37,8 @@ type Options struct {
 	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
+	// Repositories are where backups are; nil when this controller cannot read them.
+	Repositories *Repositories
 }
 
 func (o Options) withDefaults() Options {
@@ -99,24 +102,41 @@ func (p *Provisioner) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Vo
 // volume is the object that a finished draft stands for.
 func (d *draft) volume() *v1alpha1.Volume {
 	v := &v1alpha1.Volume{
-		ObjectMeta: metav1.ObjectMeta{Name: VolumeID(d.request.Name), Finalizers: []string{v1alpha1.VolumeFinalizer}},
+		ObjectMeta: metav1.ObjectMeta{Name: VolumeID(d.request.Name)},
 		Spec: v1alpha1.VolumeSpec{
-			Name: d.request.Name, CapacityBytes: d.bytes, DiskUUID: d.disk.Name, NodeName: d.disk.Spec.NodeName,
+			Name: d.request.Name, CapacityBytes: d.bytes, ReadOnlyMany: d.request.ReadOnlyMany,
 			SourceVolume: d.request.SourceVolume, SourceHandle: d.request.SourceHandle, Claim: d.claim, Parameters: classParameters(d.request.Parameters),
 			Partition: d.parameters.Partition, MkfsParams: d.parameters.MkfsParams,
 		},
 	}
+	if d.disk != nil {
+		v.Spec.DiskUUID, v.Spec.NodeName, v.Finalizers = d.disk.Name, d.disk.Spec.NodeName, []string{v1alpha1.VolumeFinalizer}
+	}
 	switch {
 	case d.source != nil:
 		v.Spec.SourceSnapshot = d.source.snapshot
-		if d.source.disk != d.disk.Name {
+		if d.disk != nil && d.source.disk != d.disk.Name {
 			v.Spec.SourceDisk = d.source.disk
 		}
 		v.Spec.Image = d.source.image.DeepCopy() // what its content began as, which does not change by cloning
 	case d.image != nil:
 		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
 	}
+	d.restored(v)
 	return v
+}
+
+// restored gives a volume what its backup says of it, as far as the class says nothing else.
+func (d *draft) restored(v *v1alpha1.Volume) {
+	if d.restore == nil {
+		return
+	}
+	v.Spec.Restore = &v1alpha1.VolumeRestore{Target: d.restore.target.Name, Backup: d.restore.manifest.ID}
+	if was := d.restore.manifest.Volume; was != nil {
+		v.Labels = was.Labels
+		v.Spec.Partition = cmp.Or(v.Spec.Partition, was.Partition)
+		v.Spec.MkfsParams = cmp.Or(v.Spec.MkfsParams, was.MkfsParams)
+	}
 }
 
 // classParameters are the parameters without what the sidecar adds about the claim.
@@ -197,6 +217,9 @@ func (p *Provisioner) settled(ctx context.Context, v *v1alpha1.Volume) (*v1alpha
 	if v.DeletionTimestamp != nil {
 		return v, backingimage.Errorf(backingimage.Precondition, "volume %s is being deleted; nothing can be made of it any more", v.Name)
 	}
+	if v.Spec.ReadOnlyMany {
+		return v, backingimage.Errorf(backingimage.Precondition, "volume %s is for reading on many nodes and has no data of its own; make what you need of its image, %s", v.Name, v.Spec.Image.Name)
+	}
 	if v.Status.State == v1alpha1.VolumeReady {
 		return v, nil
 	}
@@ -245,6 +268,9 @@ func (p *Provisioner) Expand(ctx context.Context, id string, requiredBytes, limi
 		return 0, err
 	}
 	want := max(roundUp(requiredBytes), v.Spec.CapacityBytes)
+	if v.Spec.ReadOnlyMany && want > v.Spec.CapacityBytes {
+		return 0, backingimage.Errorf(backingimage.Precondition, "volume %s is for reading on many nodes and cannot grow: nobody could write to what is added", id)
+	}
 	if limitBytes > 0 && want > limitBytes {
 		return 0, backingimage.Errorf(backingimage.OutOfRange, "volume %s: %s are needed, the limit is %s", id, backingimage.ExactSizeText(want), backingimage.ExactSizeText(limitBytes))
 	}

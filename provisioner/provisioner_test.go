@@ -19,8 +19,10 @@ import (
 	"plinth.dev/plinth/backingimage/disk/disktest"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
+	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/backup/object"
 	"plinth.dev/plinth/provisioner/engine"
 	"plinth.dev/plinth/provisioner/engine/reflink"
 )
@@ -62,11 +64,22 @@ func newWorldOn(t *testing.T, disks int) *world {
 		return provisioner.NewEngines(open, func(d *disk.Disk) engine.Engine { return byDisk[d.UUID()] })
 	}
 	w.Exporter = func(open *disk.Set) node.Exporter { return enginesOf(open) }
+	var repositories *provisioner.Repositories
+	w.Tune = func(o *node.Options) {
+		o.Restorer = func(ctx context.Context, parameters map[string]string) (source.Source, error) {
+			return repositories.Image(ctx, parameters)
+		}
+	}
 	w.More = func(s *store.Store) []nodetest.Part {
 		engines := enginesOf(w.Set)
-		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets, Claims: w.claims})}
+		repositories = provisioner.NewRepositories(s, object.Openers{}, source.Options{}, secrets)
+		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets, Claims: w.claims, Repositories: repositories})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
-		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.NewOffers(nodetest.NodeName, engines, clock.RealClock{}), nil), provisioner.NewSnapshotLoop(s, engines), provisioner.NewPoints(s)}
+		return []nodetest.Part{
+			provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: provisioner.NewOffers(nodetest.NodeName, engines, clock.RealClock{}), Repositories: repositories}), provisioner.NewSnapshotLoop(s, engines), provisioner.NewPoints(s),
+			provisioner.NewBackupLoop(nodetest.NodeName, s, engines, repositories, clock.RealClock{}), provisioner.NewBackupController(s, repositories),
+			provisioner.NewBackupTargets(s, repositories, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
+		}
 	}
 	w.Start()
 	return w

@@ -23,8 +23,9 @@ import (
 // do: chunk by chunk, each compared with the manifest. What is there stays in staging, so that a killed agent goes on there.
 type receipts struct {
 	store    *store.Store
+	engines  *Engines
 	offers   *Offers
-	identity *transfer.Identity // nil: nothing comes from other nodes
+	identity *transfer.Identity
 	clock    clock.Clock
 	wake     func(volume string)
 
@@ -51,8 +52,8 @@ const (
 	receiptRetry  = 5 * time.Second // after an attempt that failed
 )
 
-func newReceipts(s *store.Store, o *Offers, id *transfer.Identity, wake func(string)) *receipts {
-	return &receipts{store: s, offers: o, identity: id, clock: clock.RealClock{}, wake: wake, running: map[string]*receipt{}, places: make(chan struct{}, receiptPlaces)}
+func newReceipts(s *store.Store, engines *Engines, from VolumeSources, wake func(string)) *receipts {
+	return &receipts{store: s, engines: engines, offers: from.Offers, identity: from.Identity, clock: clock.RealClock{}, wake: wake, running: map[string]*receipt{}, places: make(chan struct{}, receiptPlaces)}
 }
 
 // receive returns the path of a file with the content of a snapshot on the volume's disk when all of it has come. NotReady, with how far
@@ -139,7 +140,7 @@ func (r *receipts) fetch(ctx context.Context, dir string, s *v1alpha1.Snapshot, 
 
 // peers is who has the snapshot: its node, as it is reached now.
 func (r *receipts) peers(s *v1alpha1.Snapshot) ([]fetch.Peer, error) {
-	if _, here := r.offers.engines.of(s.Spec.DiskUUID); here {
+	if _, here := r.engines.of(s.Spec.DiskUUID); here && r.offers != nil {
 		return []fetch.Peer{peer{r.offers, s}}, nil
 	}
 	n, known := r.store.Nodes.Get(s.Spec.NodeName)

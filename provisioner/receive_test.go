@@ -43,7 +43,7 @@ func newWorlds(t *testing.T, names ...string) []*world {
 		}
 		m.More = func(s *store.Store) []nodetest.Part {
 			w.node = provisioner.NewAttacher(m.NodeName, s, engines, clock.RealClock{}, nil)
-			parts := []nodetest.Part{provisioner.NewVolumeLoop(s, engines, offers, m.Peering.Identity), provisioner.NewSnapshotLoop(s, engines)}
+			parts := []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: offers, Identity: m.Peering.Identity}), provisioner.NewSnapshotLoop(s, engines)}
 			if i == 0 {
 				w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{AgentWait: nodetest.Wait})}
 				parts = append(parts, provisioner.NewPoints(s), provisioner.NewAbandoned(s))
@@ -75,8 +75,8 @@ func (w *world) fill(t *testing.T, id string) []byte {
 	return content
 }
 
-// holds compares a volume's content, which is followed by zeros.
-func (w *world) holds(t *testing.T, id string, want []byte, size int) {
+// holdsFirst compares a volume's content, which is followed by zeros.
+func (w *world) holdsFirst(t *testing.T, id string, want []byte, size int) {
 	t.Helper()
 	got, err := os.ReadFile(w.attach(t, id).Device)
 	must(t, err)
@@ -104,7 +104,7 @@ func TestVolumesOnOtherNodes(t *testing.T) {
 		if there.Spec.NodeName != "n2" || there.Spec.SourceDisk != v.Spec.DiskUUID {
 			t.Errorf("spec is %+v", there.Spec)
 		}
-		second.holds(t, "there", content, 80<<20)
+		second.holdsFirst(t, "there", content, 80<<20)
 		first.create(t, provisioner.CreateRequest{Name: "there", SourceHandle: s.Handle, RequiredBytes: 80 << 20, Nodes: []string{"n2"}})
 		var used int64
 		info, err := second.engine.Stat(ctx, "there")
@@ -115,7 +115,7 @@ func TestVolumesOnOtherNodes(t *testing.T) {
 	t.Run("a clone has what its source had when it was asked for", func(t *testing.T) {
 		first.create(t, provisioner.CreateRequest{Name: "clone", SourceVolume: v.Name, Nodes: []string{"n2"}})
 		first.write(t, v.Name, 0xee)
-		second.holds(t, "clone", content, 64<<20)
+		second.holdsFirst(t, "clone", content, 64<<20)
 		first.untilSnapshot(t, v1alpha1.ClonePoint("clone"), "gone", func(s *v1alpha1.Snapshot) bool { return s == nil })
 	})
 	t.Run("a controller is told where a snapshot has data, and what differs", func(t *testing.T) { tellsExtents(t, first, content) })
@@ -153,7 +153,7 @@ func waitsForNode(t *testing.T, first, second *world, content []byte) {
 	wantKind(t, err, backingimage.NotReady, "receiving snapshot away from node n2")
 	wantKind(t, first.volumes.DeleteSnapshot(ctx, s.Handle), backingimage.InUse, "late")
 	second.Start()
-	first.holds(t, "late", content, 64<<20)
+	first.holdsFirst(t, "late", content, 64<<20)
 	must(t, first.volumes.DeleteSnapshot(ctx, s.Handle))
 	first.create(t, provisioner.CreateRequest{Name: "dropped", SourceHandle: "snap://db/s", Nodes: []string{"n2"}})
 	must(t, first.volumes.Delete(ctx, "dropped"))
@@ -183,7 +183,7 @@ func TestSnapshotsBetweenDisksOfANode(t *testing.T) {
 	if v.Spec.SourceDisk != home.Spec.DiskUUID {
 		t.Errorf("spec is %+v", v.Spec)
 	}
-	w.holds(t, "c", content, 64<<20)
+	w.holdsFirst(t, "c", content, 64<<20)
 }
 
 // untilSchedulable waits until the cache knows that a disk takes nothing new.

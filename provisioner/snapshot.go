@@ -60,7 +60,7 @@ const (
 // snapshotTypes is what keeps the snapshots of each type.
 var snapshotTypes = map[string]func(*Provisioner) snapshotType{
 	TypeSnap:   func(p *Provisioner) snapshotType { return diskSnapshots{p} },
-	TypeBackup: func(*Provisioner) snapshotType { return backups{} },
+	TypeBackup: func(p *Provisioner) snapshotType { return backups{p} },
 	TypeImage:  func(p *Provisioner) snapshotType { return imageSnapshots{p} },
 }
 

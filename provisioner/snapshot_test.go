@@ -90,11 +90,11 @@ func TestSnapshots(t *testing.T) {
 		_, err = w.volumes.CreateSnapshot(ctx, provisioner.SnapshotRequest{Name: "before", Volume: v.Name, Parameters: map[string]string{"type": "bi"}})
 		wantKind(t, err, backingimage.Conflict, "type is snap, not bi")
 	})
-	t.Run("of no volume, and a backup, are refused", func(t *testing.T) {
+	t.Run("of no volume, and a backup to nowhere, are refused", func(t *testing.T) {
 		_, err := w.volumes.CreateSnapshot(ctx, provisioner.SnapshotRequest{Name: "s", Volume: "none"})
 		wantKind(t, err, backingimage.NotFound, "none")
 		_, err = w.volumes.CreateSnapshot(ctx, provisioner.SnapshotRequest{Name: "s", Volume: v.Name, Parameters: map[string]string{"type": "bak"}})
-		wantKind(t, err, backingimage.Unsupported, "no backup target exists")
+		wantKind(t, err, backingimage.Precondition, "no backup target", "plinth target add")
 	})
 	t.Run("becomes a volume of its size, or of a larger one, and no smaller one", func(t *testing.T) {
 		w.create(t, provisioner.CreateRequest{Name: "same", SourceHandle: s.Handle})

@@ -11,6 +11,7 @@ type SnapshotParameters struct {
 	ExportType   string   // of TypeImage: raw or qcow2
 	NodeSelector []string // of TypeImage: where copies of the image may be
 	DiskSelector []string
+	BackupTarget string // of TypeBackup: name of the BackupTarget; "" for the only one
 }
 
 // Keys of a VolumeSnapshotClass. The selectors' are those of a StorageClass.
@@ -18,6 +19,7 @@ const (
 	keyType           = "type"
 	keyExportType     = "exportType"
 	keyExportTypeDash = "export-type"
+	keyBackupTarget   = "backupTargetName"
 )
 
 // snapshotMetadataKeys are added by the snapshotter sidecar's --extra-create-metadata.
@@ -30,6 +32,7 @@ var snapshotParsers = map[string]func(p *SnapshotParameters, value string) error
 	keyExportTypeDash: func(p *SnapshotParameters, v string) error { return p.setExportType(keyExportTypeDash, v) },
 	keyNodes:          func(p *SnapshotParameters, v string) error { p.NodeSelector = list(v); return nil },
 	keyDisks:          func(p *SnapshotParameters, v string) error { p.DiskSelector = list(v); return nil },
+	keyBackupTarget:   func(p *SnapshotParameters, v string) error { p.BackupTarget = v; return nil },
 }
 
 // ParseSnapshotParameters reads a VolumeSnapshotClass's parameters. Everything it refuses is Invalid, by key, with the value and the
@@ -55,6 +58,9 @@ func ParseSnapshotParameters(raw map[string]string) (SnapshotParameters, error) 
 func (p *SnapshotParameters) validate() error {
 	if p.Type == "" {
 		p.Type = TypeSnap
+	}
+	if p.Type != TypeBackup && p.BackupTarget != "" {
+		return invalid(keyBackupTarget, "is for snapshots of type %s, and this class's type is %s: remove it, or set type to %s", TypeBackup, p.Type, TypeBackup)
 	}
 	if p.Type == TypeImage {
 		if p.ExportType == "" {

@@ -16,6 +16,7 @@ type CreateRequest struct {
 	SourceVolume  string            // ID of the volume to clone; "" for none
 	SourceHandle  string            // of the snapshot to start from; "" for none
 	Nodes         []string          // nodes it may be on, in order of preference; empty: any
+	ReadOnlyMany  bool              // for reading on any number of nodes at once; it begins as an image and stays that
 	// Secrets are the content of the class's provisioner secret, with which an image is downloaded on demand.
 	Secrets map[string]credential.Secret
 }
@@ -62,8 +63,9 @@ type Node interface {
 
 // Attached is a volume that is a block device here.
 type Attached struct {
-	Volume *v1alpha1.Volume
-	Device string // the whole device, e.g. /dev/loop3
+	Volume   *v1alpha1.Volume
+	Device   string // the whole device, e.g. /dev/loop3
+	ReadOnly bool   // the device cannot be written, nor made to
 	// FilesystemDevice is what Filesystem mode mounts: Device, or the partition that the class names.
 	FilesystemDevice string
 }

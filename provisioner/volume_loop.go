@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -20,18 +21,29 @@ import (
 // VolumeLoop makes on a node's disks the volumes that the Volume objects describe: it clones or creates when what they
 // start from is there, grows, deletes, and reports what it found. It never deletes a volume that has no object.
 type VolumeLoop struct {
-	store    *store.Store
-	engines  *Engines
-	loop     *reconcile.Loop
+	store   *store.Store
+	engines *Engines
+	loop    *reconcile.Loop
+
+	sources  VolumeSources
+	clock    clock.WithTicker
+	restores *restores
 	receipts *receipts
+	running  context.Context // of Run: a restore outlives the call that began it
 }
 
-// NewVolumeLoop makes the loop; it starts nothing. What volumes are made of that is on other disks comes from there: of this node's
-// through offers, of others by the identity; nil when nothing comes from others.
-func NewVolumeLoop(s *store.Store, engines *Engines, offers *Offers, id *transfer.Identity) *VolumeLoop {
-	l := &VolumeLoop{store: s, engines: engines}
+// VolumeSources is where the content of volumes comes from that is not on their disk. What is not given, nothing comes from.
+type VolumeSources struct {
+	Offers       *Offers            // this node's snapshots, for its other disks
+	Identity     *transfer.Identity // by which other nodes give theirs
+	Repositories *Repositories      // of backups
+}
+
+// NewVolumeLoop makes the loop; it starts nothing.
+func NewVolumeLoop(s *store.Store, engines *Engines, from VolumeSources) *VolumeLoop {
+	l := &VolumeLoop{store: s, engines: engines, sources: from, clock: clock.RealClock{}, restores: newRestores()}
 	l.loop = reconcile.New("volumes", l, reconcile.Options{})
-	l.receipts = newReceipts(s, offers, id, l.loop.Enqueue)
+	l.receipts = newReceipts(s, engines, from, l.loop.Enqueue)
 	return l
 }
 
@@ -41,6 +53,7 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	if err := l.store.Synced(ctx); err != nil {
 		return err
 	}
+	l.running = ctx
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
@@ -48,6 +61,7 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	for _, d := range l.engines.disks.List() {
 		l.sweep(ctx, d.UUID())
 	}
+	l.loop.Enqueue(strayReaders)
 	err := l.loop.Run(ctx)
 	l.receipts.stopAll()
 	return err
@@ -72,8 +86,9 @@ func (l *VolumeLoop) sweep(ctx context.Context, uuid string) {
 	}
 }
 
-// wakeDisk enqueues the volumes of a disk.
+// wakeDisk enqueues the volumes of a disk, and a look for clones that nobody reads.
 func (l *VolumeLoop) wakeDisk(uuid string) {
+	l.loop.Enqueue(strayReaders)
 	for _, v := range l.store.Volumes.List() {
 		if v.Spec.DiskUUID == uuid {
 			l.loop.Enqueue(v.Name)
@@ -92,6 +107,9 @@ func (l *VolumeLoop) wake(imageUID, disk string) {
 
 // Reconcile brings one volume about.
 func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	if name == strayReaders {
+		return 0, l.sweepReaders(ctx)
+	}
 	v, ok := l.store.Volumes.Get(name)
 	if !ok {
 		return 0, nil
@@ -142,6 +160,9 @@ func (l *VolumeLoop) diskTroubled(ctx context.Context, v *v1alpha1.Volume, troub
 
 // make creates the volume's file from what it starts from.
 func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) error {
+	if v.Spec.Restore != nil && v.Status.State == v1alpha1.VolumeFailed && v.Status.Reason == backingimage.Corrupt.String() {
+		return backingimage.Errorf(backingimage.Corrupt, "%s", v.Status.Message) // the backup is, and stays so
+	}
 	if v.Status.State == v1alpha1.VolumeReady || v.Status.Reason == backingimage.Corrupt.String() {
 		if err := l.engines.healthy(v.Spec.DiskUUID); err != nil {
 			return err
@@ -153,6 +174,8 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	switch {
 	case v.Spec.SourceDisk != "":
 		return l.receive(ctx, e, v, volume)
+	case v.Spec.Restore != nil:
+		return l.restore(ctx, e, volume, v)
 	case v.Spec.SourceVolume != "" || v.Spec.SourceSnapshot != "":
 		log.Info("Cloning", "volume", v.Name, "source", SourceOf(v))
 		return e.Clone(ctx, volume, engine.From{Volume: v.Spec.SourceVolume, Snapshot: v.Spec.SourceSnapshot})
@@ -250,6 +273,7 @@ func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Vo
 			return 0, err
 		}
 	}
+	l.restores.stop(v.Name)
 	if err := e.Delete(ctx, v.Name); err != nil {
 		_, rerr := l.store.Volumes.ModifyStatus(ctx, v.Name, func(now *v1alpha1.Volume) {
 			now.Status.Reason, now.Status.Message = backingimage.KindOf(err).String(), "is being deleted: "+err.Error()

@@ -26,7 +26,7 @@ func (c *changes) disk(d *v1alpha1.Disk, exists bool) {
 
 func (c *changes) node(n *v1alpha1.StorageNode, exists bool) {
 	c.note("node/"+n.Name, []any{exists, n.Spec, n.UID, n.DeletionTimestamp != nil,
-		meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady), n.Status.Cordoned})
+		meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady), n.Status.Cordoned, n.Status.Waiting})
 }
 
 func (c *changes) note(key string, facts any) {

@@ -127,6 +127,9 @@ func newPlanner(s State) *planner {
 	for _, v := range s.Volumes {
 		p.count(v)
 	}
+	for _, n := range s.Nodes {
+		p.countReaders(n)
+	}
 	return p
 }
 
@@ -136,11 +139,21 @@ func (p *planner) count(v *v1alpha1.Volume) {
 		return
 	}
 	disk := v.Spec.DiskUUID
-	if v.Waits() {
+	if v.Waits() || v.Spec.ReadOnlyMany && v.DeletionTimestamp == nil { // the next node to read it needs the image
 		p.waiting[disk] = append(p.waiting[disk], v.Name)
 	}
 	if at := v.CreationTimestamp.Time; at.After(p.made[disk]) {
 		p.made[disk] = at
+	}
+}
+
+// countReaders takes the volumes into account that are to be read on a node and wait for a copy there.
+func (p *planner) countReaders(n *v1alpha1.StorageNode) {
+	for _, w := range n.Status.Waiting {
+		d := p.disks[w.DiskUUID]
+		if w.ImageUID == string(p.Image.UID) && d != nil && d.Spec.NodeName == n.Name && !slices.Contains(p.waiting[d.Name], w.Volume) {
+			p.waiting[d.Name] = append(p.waiting[d.Name], w.Volume)
+		}
 	}
 }
 

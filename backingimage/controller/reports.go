@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,6 +108,12 @@ func (c *Images) tell(ctx context.Context, s State, before, after v1alpha1.Backi
 			message += ": " + after.Message
 		}
 		c.record(ctx, s, "State", bad, message)
+	}
+	for _, disk := range slices.Sorted(maps.Keys(after.DiskFileStatusMap)) {
+		now := after.DiskFileStatusMap[disk]
+		if now.State == v1alpha1.CopyEvicting && before.DiskFileStatusMap[disk].State != now.State {
+			c.record(ctx, s, "CopyEvicting", false, fmt.Sprintf("the copy on disk %s is to leave: %s", disk, now.Message))
+		}
 	}
 	was := meta.IsStatusConditionTrue(before.Conditions, v1alpha1.ConditionHealthy)
 	if now := meta.FindStatusCondition(after.Conditions, v1alpha1.ConditionHealthy); was != (now.Status == "True") {

@@ -3,6 +3,7 @@ package controller
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -153,7 +154,7 @@ func (p *planner) away(d *v1alpha1.Disk) (since time.Time, why string, removed b
 		}
 	}
 	since, why = unready(d.Status.Conditions)
-	if why != "" {
+	if why != "" && !strings.HasPrefix(why, "disk ") { // which an agent's words begin with
 		why = fmt.Sprintf("disk %s: %s", d.Name, why)
 	}
 	return since, why, false

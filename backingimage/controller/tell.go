@@ -58,7 +58,7 @@ type fact struct {
 	message       string
 }
 
-// note remembers an object's facts, and tells of those that changed.
+// note remembers an object's facts, and tells of those that changed. That something is as it should be from the first is not news.
 func (t *Teller) note(ctx context.Context, about event.Object, exists bool, facts []fact) {
 	t.mu.Lock()
 	before, known := t.last[about.UID]
@@ -72,7 +72,8 @@ func (t *Teller) note(ctx context.Context, about event.Object, exists bool, fact
 	}
 	t.mu.Unlock()
 	for _, f := range facts {
-		if exists && known && f.reason != "" && before[f.aspect] != f.value {
+		was, had := before[f.aspect]
+		if exists && known && f.reason != "" && was != f.value && (had || f.warning || f.aspect == v1alpha1.ConditionReady) {
 			t.recorder.Record(ctx, event.Event{About: about, Warning: f.warning, Reason: f.reason, Message: f.message})
 		}
 	}
@@ -80,7 +81,7 @@ func (t *Teller) note(ctx context.Context, about event.Object, exists bool, fact
 
 // copyReasons are the reasons of the events of a copy's states; the others last for a moment and are not told.
 var copyReasons = map[v1alpha1.CopyState]string{
-	v1alpha1.CopyInProgress: "InProgress", v1alpha1.CopyReady: "Ready", v1alpha1.CopyFailed: "Failed", v1alpha1.CopyUnknown: "Unknown", v1alpha1.CopyEvicting: "Evicting",
+	v1alpha1.CopyInProgress: "InProgress", v1alpha1.CopyReady: "Ready", v1alpha1.CopyFailed: "Failed", v1alpha1.CopyUnknown: "Unknown",
 }
 
 func copyFacts(c *v1alpha1.BackingImageCopy) []fact {

@@ -54,6 +54,11 @@ func (l Layout) StagedVolume(id string) string {
 	return filepath.Join(string(l), "staging", "volume-"+id)
 }
 
+// StagedFill is where a volume is made whose content comes from elsewhere. What is there is gone on with.
+func (l Layout) StagedFill(id string) string {
+	return filepath.Join(string(l), "staging", "fill-"+id)
+}
+
 // StagedSnapshot is where a snapshot is made before it is renamed to Snapshot.
 func (l Layout) StagedSnapshot(id string) string {
 	return filepath.Join(string(l), "staging", "snapshot-"+id)

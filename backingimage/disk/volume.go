@@ -4,8 +4,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
+
+// readerSuffix ends the IDs of volumes that are clones for reading, which an orchestrator's names of volumes cannot.
+const readerSuffix = ".reader"
+
+// ReaderID is the ID on this disk of the clone that a volume for many readers is read from. It has nothing that the image's copy has not, so
+// that it may be removed whenever it is not in use.
+func ReaderID(volume string) string { return volume + readerSuffix }
+
+// ReaderOf returns the volume whose clone for reading the ID is, and whether it is one.
+func ReaderOf(id string) (volume string, is bool) { return strings.CutSuffix(id, readerSuffix) }
 
 // VolumeIDs are the volumes on the disk, sorted, whoever made them.
 func (d *Disk) VolumeIDs() ([]string, error) { return names(d.layout.Volumes(), "") }

@@ -43,6 +43,7 @@ type Options struct {
 	Credentials      credential.Reader  // of images' secrets; nil when there are none
 	Exporter         Exporter           // of this node's volumes; nil when there are none
 	Openers          map[string]Opener  // of sources beside http and https, by scheme: they are large, so that not every program links them
+	Restorer         Restorer           // of images from backups; nil where backups cannot be read
 	Limits           format.Limits      // what an image may be
 	Uploads          *transfer.Uploads  // what is uploaded to this node; nil when nothing can be
 	Address          string             // host:port where peers and people reach this node's server; "" when there is none

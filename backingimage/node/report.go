@@ -126,7 +126,8 @@ func (k *keeper) orphans(ctx context.Context, d *disk.Disk) []v1alpha1.Orphan {
 	}
 	var orphans []v1alpha1.Orphan
 	for _, id := range volumes {
-		if _, known := k.store.Volumes.Get(id); !known {
+		_, reader := disk.ReaderOf(id)
+		if _, known := k.store.Volumes.Get(id); !known && !reader {
 			orphans = append(orphans, orphan(v1alpha1.OrphanVolume, id, d.Layout().Volume(id)))
 		}
 	}

@@ -194,7 +194,7 @@ func (s *scrub) verified(status *v1alpha1.BackingImageCopyStatus, err error) {
 		status.Message, status.Reason = status.VerifyResult, backingimage.KindOf(err).String()
 	default:
 		status.LastVerifiedTime = &now
-		status.VerifyResult, status.Message, status.Reason, status.BadChunks = "every chunk agrees with the manifest", "", "", nil
+		status.VerifyResult, status.Message, status.Reason, status.BadChunks = v1alpha1.VerifiedGood, "", "", nil
 		if status.State == v1alpha1.CopyFailed { // for the damage that was
 			status.State, status.NextTryTime = v1alpha1.CopyInProgress, nil
 		}

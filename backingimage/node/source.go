@@ -19,6 +19,11 @@ func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (sourc
 			return nil, err
 		}
 		return source.Parallel(s, a.options.Source.Connections), nil
+	case v1alpha1.SourceRestore:
+		if a.options.Restorer == nil {
+			break
+		}
+		return a.options.Restorer(ctx, image.Spec.Parameters())
 	}
 	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 }
@@ -49,6 +54,9 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 // Opener makes the source of parameters that source.ValidateParameters accepts. It may ask a server, for as long as minutes; its
 // errors are those of source.Source.
 type Opener func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error)
+
+// Restorer makes the source of an image that is in a backup, of the parameters of source type restore; see Opener.
+type Restorer func(ctx context.Context, parameters map[string]string) (source.Source, error)
 
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {

@@ -33,6 +33,9 @@ type Client struct {
 	Disks     *Resource[*v1alpha1.Disk, *v1alpha1.DiskList]
 	Volumes   *Resource[*v1alpha1.Volume, *v1alpha1.VolumeList]
 	Snapshots *Resource[*v1alpha1.Snapshot, *v1alpha1.SnapshotList]
+	Targets   *Resource[*v1alpha1.BackupTarget, *v1alpha1.BackupTargetList]
+	Backups   *Resource[*v1alpha1.Backup, *v1alpha1.BackupList]
+	Policies  *Resource[*v1alpha1.BackupPolicy, *v1alpha1.BackupPolicyList]
 }
 
 // NewClient makes the typed clients. It does not connect.
@@ -72,5 +75,14 @@ func NewClient(cfg *rest.Config) (*Client, error) {
 		Snapshots: gentype.NewClientWithList("snapshots", client, codec, "",
 			func() *v1alpha1.Snapshot { return &v1alpha1.Snapshot{} },
 			func() *v1alpha1.SnapshotList { return &v1alpha1.SnapshotList{} }),
+		Targets: gentype.NewClientWithList("backuptargets", client, codec, "",
+			func() *v1alpha1.BackupTarget { return &v1alpha1.BackupTarget{} },
+			func() *v1alpha1.BackupTargetList { return &v1alpha1.BackupTargetList{} }),
+		Backups: gentype.NewClientWithList("backups", client, codec, "",
+			func() *v1alpha1.Backup { return &v1alpha1.Backup{} },
+			func() *v1alpha1.BackupList { return &v1alpha1.BackupList{} }),
+		Policies: gentype.NewClientWithList("backuppolicies", client, codec, "",
+			func() *v1alpha1.BackupPolicy { return &v1alpha1.BackupPolicy{} },
+			func() *v1alpha1.BackupPolicyList { return &v1alpha1.BackupPolicyList{} }),
 	}, nil
 }

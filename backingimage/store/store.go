@@ -19,7 +19,7 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits copies, volumes and snapshots to those of one node, which is all that an agent needs; "" is all.
+	// NodeName limits copies, volumes, snapshots and backups to those of one node, which is all that an agent needs; "" is all.
 	NodeName string
 }
 
@@ -31,6 +31,9 @@ type Store struct {
 	Disks     *Kind[*v1alpha1.Disk]
 	Volumes   *Kind[*v1alpha1.Volume]
 	Snapshots *Kind[*v1alpha1.Snapshot]
+	Targets   *Kind[*v1alpha1.BackupTarget]
+	Backups   *Kind[*v1alpha1.Backup]
+	Policies  *Kind[*v1alpha1.BackupPolicy]
 
 	informers []cache.SharedIndexInformer
 	synced    chan struct{}
@@ -42,9 +45,9 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine := ""
+	mine, given := "", ""
 	if o.NodeName != "" {
-		mine = "spec.nodeName=" + o.NodeName
+		mine, given = "spec.nodeName="+o.NodeName, "status.nodeName="+o.NodeName
 	}
 	s := &Store{
 		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
@@ -53,9 +56,13 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
 		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
 		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, indexes[*v1alpha1.Snapshot]{ByDisk: diskOfSnapshot}),
+		Targets:   newKind("backup target", c.Targets, &v1alpha1.BackupTarget{}, "", nil),
+		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, given, nil),
+		Policies:  newKind("backup policy", c.Policies, &v1alpha1.BackupPolicy{}, "", nil),
 		synced:    make(chan struct{}),
 	}
-	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer}
+	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer,
+		s.Targets.informer, s.Backups.informer, s.Policies.informer}
 	return s, nil
 }
 

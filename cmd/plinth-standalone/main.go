@@ -33,7 +33,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(standalone.NewCommand(&endpoint, func(ctx context.Context, c standalone.Config, out io.Writer) error {
 		logger := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(verbosity)))
 		klog.SetLoggerWithOptions(embedded.Quiet(logger), klog.ContextualLogger(true))
-		c.Openers = openers.All
+		c.Openers, c.Backups = openers.All, openers.Backups
 		return standalone.Run(ctx, c, newAPI, out)
 	}))
 	return root

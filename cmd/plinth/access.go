@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"net"
 	"time"
 
+	"github.com/spf13/pflag"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,6 +16,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/backingimage/transfer"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // access is a command's access to one image at the agents: a token that it makes, renews and takes back.
@@ -20,6 +24,7 @@ type access struct {
 	client *store.Client
 	image  string
 	uid    types.UID
+	via    string // host:port at which every node is reached; "": where each tells
 	clock  clock.PassiveClock
 
 	token transfer.Token
@@ -109,5 +114,17 @@ func (a *access) dial(ctx context.Context, name string) (*transfer.Client, error
 	if node.Status.Address == "" || node.Status.PublicKeyHash == "" {
 		return nil, backingimage.Errorf(backingimage.NotReady, "node %s has told no address yet", name)
 	}
-	return transfer.NewClient(node.Status.Address, node.Status.PublicKeyHash, string(a.uid), a.token), nil
+	return transfer.NewClient(cmp.Or(a.via, node.Status.Address), node.Status.PublicKeyHash, string(a.uid), a.token), nil
+}
+
+// addVia adds the flag for who cannot reach the nodes where they say that they are. Whoever answers there is known by the node's key.
+func addVia(flags *pflag.FlagSet, via *string) {
+	flags.StringVar(via, "via", "", "`address` at which the node is reached, host:port, when it is not where it says, as with kubectl port-forward")
+}
+
+func checkVia(via string) error {
+	if _, _, err := net.SplitHostPort(via); via != "" && err != nil {
+		return program.FlagError("via", "%w; write host:port, e.g. 127.0.0.1:9281", err)
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 
 	"plinth.dev/plinth/cmd/internal/control"
+	"plinth.dev/plinth/cmd/internal/openers"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -32,7 +33,7 @@ kubeconfig is named. The first SIGINT or SIGTERM stops gently.`,
 			if err != nil {
 				return err
 			}
-			cfg.CSIEndpoint = c.csiEndpoint
+			cfg.CSIEndpoint, cfg.Backups = c.csiEndpoint, openers.Backups
 			c.logAsProcess()
 			return control.Run(cmd.Context(), cfg, api, c.out)
 		},

@@ -38,7 +38,7 @@ var copies = &noun[*v1alpha1.BackingImageCopy, *v1alpha1.BackingImageCopyList]{
 
 func newImageCommand(c *cli) *cobra.Command {
 	return group("image", "Backing images", "Backing images are what volumes start from: fetched once, verified, kept as copies on disks.",
-		newImageCreateCommand(c), newImageUploadCommand(c), newImageDownloadCommand(c), images.lsCommand(c), images.showCommand(c), newImageRmCommand(c), newImageWaitCommand(c), newImageVerifyCommand(c), newImageCleanupCommand(c))
+		newImageCreateCommand(c), newImageUploadCommand(c), newImageDownloadCommand(c), images.lsCommand(c), images.showCommand(c), newImageSetCommand(c), newImageRmCommand(c), newImageWaitCommand(c), newImageVerifyCommand(c), newImageCleanupCommand(c))
 }
 
 // imageState is the state as people read it: an image that is being deleted has no other.

@@ -54,7 +54,15 @@ func copyRow(i *v1alpha1.BackingImage, c *v1alpha1.BackingImageCopy, now time.Ti
 	if t := c.Status.LastVerifiedTime; t != nil {
 		verified = ageText(now, *t) + " ago"
 	}
-	return []string{c.Spec.NodeName, c.Spec.DiskUUID, copyState(i, c), from, progressOf(c).numbers(), sizeText(c.Status.RealSize), used, verified}
+	if c.Status.VerifyResult == v1alpha1.VerifiedGood {
+		verified += ", good"
+	}
+	progress := progressOf(c)
+	far := progress.numbers()
+	if isStep(c.Status) {
+		far = progress.sentence()
+	}
+	return []string{c.Spec.NodeName, c.Spec.DiskUUID, copyState(i, c), from, far, sizeText(c.Status.RealSize), used, verified}
 }
 
 // copyState is what the image says of a copy, or, before it says anything, the copy itself.
@@ -62,13 +70,21 @@ func copyState(i *v1alpha1.BackingImage, c *v1alpha1.BackingImageCopy) string {
 	return string(cmp.Or(i.Status.DiskFileStatusMap[c.Spec.DiskUUID].State, c.Status.State, v1alpha1.CopyPending))
 }
 
+// isStep reports whether all that a copy says is in which step it is, like "receiving": then that stands in its line.
+func isStep(s v1alpha1.BackingImageCopyStatus) bool {
+	return s.State == v1alpha1.CopyInProgress && s.Message != "" && !strings.Contains(s.Message, " ")
+}
+
 // copyMessage is what is to be said of a copy beside its state, "" when that is all.
 func copyMessage(i *v1alpha1.BackingImage, c *v1alpha1.BackingImageCopy, now time.Time) string {
 	message := cmp.Or(i.Status.DiskFileStatusMap[c.Spec.DiskUUID].Message, c.Status.Message)
+	if isStep(c.Status) && message == c.Status.Message {
+		message = ""
+	}
 	if c.Status.State == v1alpha1.CopyFailed {
 		message += fmt.Sprintf(" (failed attempts: %d; next try: %s)", c.Status.Attempts, nextTryText(c, now))
 	}
-	if c.Status.VerifyResult != "" && message == "" {
+	if c.Status.VerifyResult != "" && c.Status.VerifyResult != v1alpha1.VerifiedGood && message == "" {
 		message = "the last verification found: " + c.Status.VerifyResult
 	}
 	return message

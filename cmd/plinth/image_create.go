@@ -22,10 +22,9 @@ import (
 type imageRequest struct {
 	name, checksum string
 	source         imageSource
-	minCopies      int32
-	nodes, disks   []string
-	prefetch, wait bool
-	timeout        time.Duration
+	keeping
+	wait    bool
+	timeout time.Duration
 }
 
 func newImageCreateCommand(c *cli) *cobra.Command {
@@ -47,10 +46,7 @@ func newImageCreateCommand(c *cli) *cobra.Command {
 	f := cmd.Flags()
 	r.source.flags(f)
 	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 `sum` of the file, as its publisher gives it, in hexadecimal")
-	f.Int32Var(&r.minCopies, "min-copies", 1, "least `number` of copies to keep, on different nodes where possible")
-	f.StringSliceVar(&r.nodes, "node-selector", nil, "comma list of `tags` that a node must have to hold a copy")
-	f.StringSliceVar(&r.disks, "disk-selector", nil, "comma list of `tags` that a disk must have to hold a copy")
-	f.BoolVar(&r.prefetch, "prefetch", false, "keep a copy on every disk that the selectors match")
+	r.addTo(f)
 	f.BoolVar(&r.wait, "wait", false, "return when a copy is ready, or the image has failed for good")
 	f.DurationVar(&r.timeout, "timeout", defaultImageTimeout, "with --wait: how long to wait; the work goes on after it")
 	return cmd
@@ -113,21 +109,12 @@ func (r imageRequest) object(from v1alpha1.SourceType, parameters map[string]v1a
 		}
 		checksum = sum.String()
 	}
-	if r.minCopies < 1 || r.minCopies > 100 {
-		return nil, backingimage.Errorf(backingimage.Invalid, "--min-copies: %d is not a number of copies to keep; use 1 to 100", r.minCopies)
+	if err := r.keeping.validate(); err != nil {
+		return nil, err
 	}
-	return &v1alpha1.BackingImage{
-		ObjectMeta: metav1.ObjectMeta{Name: r.name},
-		Spec: v1alpha1.BackingImageSpec{
-			SourceType:        from,
-			SourceParameters:  parameters,
-			Checksum:          checksum,
-			MinNumberOfCopies: r.minCopies,
-			NodeSelector:      tagList(r.nodes),
-			DiskSelector:      tagList(r.disks),
-			Prefetch:          r.prefetch,
-		},
-	}, nil
+	spec := v1alpha1.BackingImageSpec{SourceType: from, SourceParameters: parameters, Checksum: checksum}
+	r.apply(&spec, func(string) bool { return true })
+	return &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: r.name}, Spec: spec}, nil
 }
 
 // sameImage is nil when the image of that name is what the request asks for, else Conflict with each difference.
@@ -139,28 +126,39 @@ func sameImage(ctx context.Context, client *store.Client, wanted *v1alpha1.Backi
 	if existing.DeletionTimestamp != nil {
 		return backingimage.Errorf(backingimage.Precondition, "image %s is being deleted; try again when it is gone, or use another name", wanted.Name)
 	}
-	if differs := imageDifferences(existing.Spec, wanted.Spec); len(differs) > 0 {
-		return backingimage.Errorf(backingimage.Conflict, "image %s exists and is not the same: %s; delete it first (plinth image rm %s), or use another name",
-			wanted.Name, strings.Join(differs, "; "), wanted.Name)
+	fixed, kept := imageDifferences(existing.Spec, wanted.Spec), keptDifferences(existing.Spec, wanted.Spec)
+	advice := fmt.Sprintf("delete it first (plinth image rm %s), or use another name", wanted.Name)
+	switch {
+	case len(fixed)+len(kept) == 0:
+		return nil
+	case len(fixed) == 0:
+		advice = "change that with: plinth image set " + wanted.Name
 	}
-	return nil
+	return backingimage.Errorf(backingimage.Conflict, "image %s exists and is not the same: %s; %s", wanted.Name, strings.Join(append(fixed, kept...), "; "), advice)
 }
 
+// imageDifferences are those that stay as long as the image exists.
 func imageDifferences(is, wanted v1alpha1.BackingImageSpec) []string {
-	var differs []string
-	compare := func(what string, is, wanted any) {
-		if fmt.Sprint(is) != fmt.Sprint(wanted) {
-			differs = append(differs, fmt.Sprintf("its %s is %v, not %v", what, is, wanted))
-		}
-	}
-	compare("source type", is.SourceType, wanted.SourceType)
+	differs := difference("source type", is.SourceType, wanted.SourceType)
 	differs = append(differs, sourceDifferences(is, wanted)...)
-	compare("checksum", checksumText(is.Checksum), checksumText(wanted.Checksum))
-	compare("minimum number of copies", is.MinNumberOfCopies, wanted.MinNumberOfCopies)
-	compare("node selector", slices.Sorted(slices.Values(is.NodeSelector)), slices.Sorted(slices.Values(wanted.NodeSelector)))
-	compare("disk selector", slices.Sorted(slices.Values(is.DiskSelector)), slices.Sorted(slices.Values(wanted.DiskSelector)))
-	compare("prefetch", is.Prefetch, wanted.Prefetch)
-	return differs
+	return append(differs, difference("checksum", checksumText(is.Checksum), checksumText(wanted.Checksum))...)
+}
+
+// keptDifferences are those that can be changed.
+func keptDifferences(is, wanted v1alpha1.BackingImageSpec) []string {
+	sorted := func(tags []string) []string { return slices.Sorted(slices.Values(tags)) }
+	return slices.Concat(
+		difference("minimum number of copies", is.MinNumberOfCopies, wanted.MinNumberOfCopies),
+		difference("node selector", sorted(is.NodeSelector), sorted(wanted.NodeSelector)),
+		difference("disk selector", sorted(is.DiskSelector), sorted(wanted.DiskSelector)),
+		difference("prefetch", is.Prefetch, wanted.Prefetch))
+}
+
+func difference(what string, is, wanted any) []string {
+	if fmt.Sprint(is) == fmt.Sprint(wanted) {
+		return nil
+	}
+	return []string{fmt.Sprintf("its %s is %v, not %v", what, is, wanted)}
 }
 
 // checksumText is a checksum in the one form in which two can be compared.

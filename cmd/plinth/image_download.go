@@ -19,8 +19,8 @@ import (
 
 // downloadRequest is what the flags of `image download` ask for.
 type downloadRequest struct {
-	name, file, format string
-	force              bool
+	name, file, format, via string
+	force                   bool
 }
 
 func newImageDownloadCommand(c *cli) *cobra.Command {
@@ -43,11 +43,15 @@ func newImageDownloadCommand(c *cli) *cobra.Command {
 	f.StringVarP(&r.file, "output", "o", "", "`file` to write; - is the standard output (default: NAME.raw or NAME.qcow2)")
 	f.StringVar(&r.format, "format", "", "`format` of the file, raw or qcow2 (default: the image's export-type, else raw)")
 	f.BoolVar(&r.force, "force", false, "replace a file that exists")
+	addVia(f, &r.via)
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{format.Raw, format.QCOW2}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that is not there
 	return cmd
 }
 
 func (c *cli) downloadImage(ctx context.Context, r downloadRequest) error {
+	if err := checkVia(r.via); err != nil {
+		return err
+	}
 	client, err := c.client()
 	if err != nil {
 		return err
@@ -62,7 +66,7 @@ func (c *cli) downloadImage(ctx context.Context, r downloadRequest) error {
 	if err != nil {
 		return err
 	}
-	a := &access{client: client, image: image.Name, uid: image.UID, clock: c.clock}
+	a := &access{client: client, image: image.Name, uid: image.UID, via: r.via, clock: c.clock}
 	defer a.end()
 	meter := c.newMeter()
 	defer meter.end()

@@ -24,6 +24,7 @@ type uploadRequest struct {
 	imageRequest
 	file      string // "-": stdin
 	limitRate string
+	via       string
 }
 
 func newImageUploadCommand(c *cli) *cobra.Command {
@@ -45,11 +46,9 @@ func newImageUploadCommand(c *cli) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&r.name, "name", "", "`name` of the image (required)")
 	f.StringVar(&r.checksum, "checksum", "", "SHA-256 or SHA-512 `sum` that the file must have, in hexadecimal")
-	f.Int32Var(&r.minCopies, "min-copies", 1, "least `number` of copies to keep, on different nodes where possible")
-	f.StringSliceVar(&r.nodes, "node-selector", nil, "comma list of `tags` that a node must have to hold a copy")
-	f.StringSliceVar(&r.disks, "disk-selector", nil, "comma list of `tags` that a disk must have to hold a copy")
-	f.BoolVar(&r.prefetch, "prefetch", false, "keep a copy on every disk that the selectors match")
+	r.addTo(f)
 	f.StringVar(&r.limitRate, "limit-rate", "", "most `bytes` to send a second, e.g. 20Mi (default: no limit)")
+	addVia(f, &r.via)
 	f.BoolVar(&r.wait, "wait", true, "return when a copy is ready, or the image has failed for good")
 	f.DurationVar(&r.timeout, "timeout", defaultImageTimeout, "with --wait: how long to wait once all is sent")
 	return cmd
@@ -64,7 +63,7 @@ func (c *cli) uploadImage(ctx context.Context, r uploadRequest) error {
 		return err
 	}
 	rate, err := parseSize("--limit-rate", r.limitRate)
-	if err != nil {
+	if err := cmp.Or(err, checkVia(r.via)); err != nil {
 		return err
 	}
 	file, err := r.open()
@@ -159,7 +158,7 @@ func (c *cli) alreadyUploaded(ctx context.Context, image *v1alpha1.BackingImage,
 
 // send uploads the file under a token that lives as long as the upload.
 func (c *cli) send(ctx context.Context, client *store.Client, image *v1alpha1.BackingImage, file *os.File, r uploadRequest, rate int64) error {
-	a := &access{client: client, image: image.Name, uid: image.UID, clock: c.clock}
+	a := &access{client: client, image: image.Name, uid: image.UID, via: r.via, clock: c.clock}
 	defer a.end()
 	meter := c.newMeter()
 	p := &transferProgress{meter: meter, what: "image " + r.name, doing: "uploading"}

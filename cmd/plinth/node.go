@@ -65,7 +65,7 @@ func addAgent(c *cli, cmd *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		cfg.CSIEndpoint, cfg.Node.Openers = c.csiEndpoint, openers.All
+		cfg.CSIEndpoint, cfg.Node.Openers, cfg.Backups = c.csiEndpoint, openers.All, openers.Backups
 		c.logAsProcess()
 		return agent.RunNode(cmd.Context(), cfg, api, c.out)
 	}
@@ -98,7 +98,7 @@ var placedNodes = &placed{
 
 func nodeRow(n *v1alpha1.StorageNode, now time.Time) []string {
 	return []string{
-		n.Name, conditionText(n.Status.Conditions, v1alpha1.ConditionReady), yesNo(n.Schedulable()), strings.Join(n.Spec.Tags, ","),
+		n.Name, conditionWord(n.Status.Conditions, v1alpha1.ConditionReady), yesNo(n.Schedulable()), strings.Join(n.Spec.Tags, ","),
 		ageText(now, n.Status.LastHeartbeatTime), n.Status.Version, ageText(now, n.CreationTimestamp),
 	}
 }

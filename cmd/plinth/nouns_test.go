@@ -26,6 +26,7 @@ func TestNouns(t *testing.T) {
 		{"nothing is there at first", nothingYet},
 		{"an image is fetched and shown", imageIsFetched},
 		{"creating an image again is no change, and a different one is refused", imageAgain},
+		{"how many copies are kept, and where, can be changed", imageSet},
 		{"an image is made of a volume, and another of that image", imageFromWhatIsHere},
 		{"an image that failed for good ends the wait with the failure's code", imageFails},
 		{"the doctor finds what is wrong, and nothing when it is mended", doctorSays},
@@ -110,6 +111,22 @@ func imageAgain(t *testing.T, u *user) {
 		t.Errorf("again: %q", out)
 	}
 	u.refused(t, 4, []string{"url", "checksum"}, "image", "create", "base", "--url", u.url+"/other.qcow2")
+}
+
+func imageSet(t *testing.T, u *user) {
+	same := []string{"image", "create", "base", "--url", u.url + "/image.qcow2", "--checksum", u.image.SHA256}
+	u.refused(t, 4, []string{"minimum number of copies is 1, not 3", "plinth image set base"}, append(same, "--min-copies", "3")...)
+	u.refused(t, 2, []string{"--min-copies"}, "image", "set", "base")
+	u.refused(t, 2, []string{"--min-copies", "1 to 100"}, "image", "set", "base", "--min-copies", "0")
+	u.refused(t, 3, nil, "image", "set", "nope", "--prefetch")
+	if out := u.MustCLI("image", "set", "base", "--min-copies", "3", "--disk-selector", "fast"); !strings.Contains(out, "at least 3 copies, on disks with the tags [fast]") {
+		t.Errorf("it says %q", out)
+	}
+	if out := u.MustCLI(append(same, "--min-copies", "3", "--disk-selector", "fast")...); !strings.Contains(out, "is the same") {
+		t.Errorf("again: %q", out)
+	}
+	u.MustCLI("image", "set", "base", "--min-copies", "1", "--disk-selector", "")
+	u.MustCLI(same...)
 }
 
 func doctorSays(t *testing.T, u *user) {

@@ -43,6 +43,8 @@ func newRootCommand(c *cli) *cobra.Command {
 		newDiskCommand(c),
 		newNodeCommand(c),
 		newSecretCommand(c),
+		newTargetCommand(c),
+		newBackupCommand(c),
 		newDoctorCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +36,7 @@ func TestUpload(t *testing.T) {
 	}{
 		{"a raw file becomes an image, and comes back", rawUpload},
 		{"a qcow2 file becomes an image, and comes back as raw and as qcow2", qcow2Upload},
+		{"through a forwarded port", forwardedUpload},
 		{"the same again is no change, another file is refused", uploadAgain},
 		{"what comes from a pipe", pipeUpload},
 		{"the server is killed half-way", serverKilledInUpload},
@@ -65,10 +68,10 @@ func writeRandom(t *testing.T, path string, size int, seed byte) {
 	}
 }
 
-func (u *uploader) sameContent(t *testing.T, image, path string) {
+func (u *uploader) sameContent(t *testing.T, image, path string, args ...string) {
 	t.Helper()
 	out := u.path(image + ".back")
-	u.MustCLI("image", "download", image, "-o", out)
+	u.MustCLI(append([]string{"image", "download", image, "-o", out}, args...)...)
 	got, err := os.ReadFile(out)
 	want, werr := os.ReadFile(path)
 	if err != nil || werr != nil || !bytes.Equal(got, want) {
@@ -105,6 +108,48 @@ func qcow2Upload(t *testing.T, u *uploader) {
 	qemuImg(t, "compare", "-f", "qcow2", "-F", "qcow2", u.user.image.Path, u.path("stream.qcow2"))
 	u.refused(t, 4, []string{"exists", "--force"}, "image", "download", "cow", "-o", u.path("cow.raw"))
 	u.refused(t, 2, []string{"vmdk"}, "image", "download", "cow", "--format", "vmdk", "-o", u.path("cow.vmdk"))
+}
+
+// forwardedUpload plays kubectl port-forward.
+func forwardedUpload(t *testing.T, u *uploader) {
+	var nodes struct {
+		Status struct{ Address string }
+	}
+	if err := json.Unmarshal([]byte(u.MustCLI("node", "show", u.NodeName, "-o", "json")), &nodes); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var forwarded atomic.Int64
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", nodes.Status.Address)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			go func() {
+				n, _ := io.Copy(to, from) // ends with the connection
+				forwarded.Add(n)
+				to.Close()
+			}()
+			go func() { _, _ = io.Copy(from, to); from.Close() }()
+		}
+	}()
+	u.MustCLI("image", "upload", u.raw, "--name", "forwarded", "--via", l.Addr().String())
+	u.sameContent(t, "forwarded", u.raw, "--via", l.Addr().String())
+	if n := forwarded.Load(); n < 16<<20 {
+		t.Errorf("only %d bytes were sent through the port", n)
+	}
+	u.refused(t, 2, []string{"--via", "host:port"}, "image", "upload", u.raw, "--name", "nowhere", "--via", "nowhere")
+	u.MustCLI("image", "rm", "forwarded")
 }
 
 func uploadAgain(t *testing.T, u *uploader) {

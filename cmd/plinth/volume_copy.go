@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -9,8 +8,6 @@ import (
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/spf13/cobra"
 
-	"plinth.dev/plinth/backingimage"
-	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/program"
 )
@@ -107,7 +104,13 @@ func (c *cli) copyVolume(ctx context.Context, r copyRequest, source func(context
 	if err != nil {
 		return csiError(ctx, err)
 	}
-	v, err := c.waitForVolume(ctx, client, answer.GetVolume().GetVolumeId(), r)
+	id := answer.GetVolume().GetVolumeId()
+	if r.wait {
+		if err := c.waitForVolume(ctx, client, id, r.timeout); err != nil {
+			return err
+		}
+	}
+	v, err := volumes.get(ctx, client, id)
 	if err != nil {
 		return err
 	}
@@ -115,29 +118,4 @@ func (c *cli) copyVolume(ctx context.Context, r copyRequest, source func(context
 		_, err := fmt.Fprintf(c.out, "volume %s created (%s, on %s)\n", r.volume.name, sizeText(volumeBytes(v)), v.Spec.NodeName)
 		return err
 	})
-}
-
-// waitForVolume returns the volume, when it is ready if that was asked for, and shows meanwhile how far it is.
-func (c *cli) waitForVolume(ctx context.Context, client *store.Client, id string, r copyRequest) (v *v1alpha1.Volume, err error) {
-	if !r.wait {
-		return volumes.get(ctx, client, id)
-	}
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
-	meter := c.newMeter()
-	defer meter.end()
-	err = poll(ctx, func(ctx context.Context) (bool, error) {
-		if v, err = volumes.get(ctx, client, id); err != nil {
-			return false, err
-		}
-		switch v.Status.State {
-		case v1alpha1.VolumeReady:
-			return true, nil
-		case v1alpha1.VolumeFailed:
-			return false, backingimage.Errorf(backingimage.Precondition, "volume %s failed: %s", id, v.Status.Message)
-		}
-		meter.say("volume " + id + ": " + cmp.Or(v.Status.Message, "its agent has not made it yet"))
-		return false, nil
-	})
-	return v, timedOut(err, r.timeout, "volume %s is not ready; it goes on, see: plinth volume show %s", id, id)
 }

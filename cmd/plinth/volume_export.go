@@ -67,7 +67,7 @@ func (c *cli) exportVolume(ctx context.Context, r exportRequest) (err error) {
 		}()
 		c.out = c.err // nobody needs to know of it
 	}
-	request := imageRequest{name: r.image, minCopies: 1, wait: true, timeout: r.timeout, source: imageSource{volume: v.Name, exportType: r.format}}
+	request := imageRequest{name: r.image, keeping: keeping{minCopies: 1}, wait: true, timeout: r.timeout, source: imageSource{volume: v.Name, exportType: r.format}}
 	if err := c.createImage(ctx, request); err != nil || r.file == "" {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"plinth.dev/plinth/provisioner/backup"
 	"plinth.dev/plinth/provisioner/backup/object"
 	"plinth.dev/plinth/provisioner/backup/object/s3"
+	"plinth.dev/plinth/provisioner/engine"
 )
 
 const (
@@ -124,7 +125,7 @@ func save(r *backup.Repository, id string, m backup.Manifest, in backup.Input) (
 
 // whole is an input of all of a content.
 func whole(p []byte) backup.Input {
-	return backup.Input{File: bytes.NewReader(p), Bytes: int64(len(p)), Changed: []backup.Extent{{Offset: 0, Bytes: int64(len(p))}}}
+	return backup.Input{File: bytes.NewReader(p), Bytes: int64(len(p)), Changed: []engine.Extent{{Offset: 0, Bytes: int64(len(p))}}}
 }
 
 // mustRestore restores a backup into a new file and compares it.
@@ -200,7 +201,7 @@ func TestAVolumeHoldsWhatDiffersFromItsImage(t *testing.T) {
 		volume := append(bytes.Clone(image), make([]byte, 13<<20-len(image))...)
 		copy(volume[5<<20:], content(2, 1<<20))
 		clear(volume[8<<20 : 8<<20+4096]) // data became zeros
-		changed := []backup.Extent{{Offset: 5 << 20, Bytes: 1 << 20}, {Offset: 8 << 20, Bytes: 4096}}
+		changed := []engine.Extent{{Offset: 5 << 20, Bytes: 1 << 20}, {Offset: 8 << 20, Bytes: 4096}}
 		var m backup.Manifest
 		s, err := r.Begin(ctx)
 		must(t, err)
@@ -229,17 +230,17 @@ func TestUnchangedPartsAreNotRead(t *testing.T) {
 			r, ctx := directory(t).mustOpen(t, o), context.Background()
 			volume := content(1, 20<<20+512)
 			last := mustSave(t, r, "b-1", backup.Manifest{}, whole(volume))
-			for n, change := range []func() backup.Extent{
-				func() backup.Extent { copy(volume[3<<20:], "changed"); return backup.Extent{Offset: 3 << 20, Bytes: 7} },
-				func() backup.Extent {
+			for n, change := range []func() engine.Extent{
+				func() engine.Extent { copy(volume[3<<20:], "changed"); return engine.Extent{Offset: 3 << 20, Bytes: 7} },
+				func() engine.Extent {
 					clear(volume[4<<20 : 8<<20])
-					return backup.Extent{Offset: 4 << 20, Bytes: 4 << 20}
+					return engine.Extent{Offset: 4 << 20, Bytes: 4 << 20}
 				},
-				func() backup.Extent { // grown, which has the part block at the old end read
+				func() engine.Extent { // grown, which has the part block at the old end read
 					volume = append(volume, make([]byte, 3<<20)...)
-					return backup.Extent{}
+					return engine.Extent{}
 				},
-				func() backup.Extent { volume = volume[:9<<20]; return backup.Extent{} },
+				func() engine.Extent { volume = volume[:9<<20]; return engine.Extent{} },
 			} {
 				e := change()
 				s, err := r.Begin(ctx)
@@ -248,7 +249,7 @@ func TestUnchangedPartsAreNotRead(t *testing.T) {
 				if err != nil || !has {
 					t.Fatalf("has the last pages: %v, %v", has, err)
 				}
-				in := backup.Input{File: bytes.NewReader(volume), Bytes: int64(len(volume)), Changed: []backup.Extent{e}, Last: &last.Content}
+				in := backup.Input{File: bytes.NewReader(volume), Bytes: int64(len(volume)), Changed: []engine.Extent{e}, Last: &last.Content}
 				m := backup.Manifest{ID: "next", Volume: last.Volume}
 				m.Content, err = s.Write(ctx, in, nil)
 				must(t, err)

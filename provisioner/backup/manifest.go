@@ -165,6 +165,35 @@ func (r *Repository) writeManifest(ctx context.Context, m *Manifest) error {
 	return r.store.PutSynced(ctx, backupsFolder+m.ID, r.keys.enclose(nil, kindManifest, m.ID, text))
 }
 
+// Find reads the manifest of the backup that has an ID or, where none has, the name; volume is the name of its volume, as its object or the
+// orchestrator has it, "" for any. NotFound; Conflict when several have the name.
+func (r *Repository) Find(ctx context.Context, name, volume string) (*Manifest, error) {
+	fits := func(m *Manifest) bool {
+		return volume == "" || m.Volume != nil && (m.Volume.Name == volume || m.Volume.Asked == volume)
+	}
+	m, err := r.Backup(ctx, name)
+	if err == nil && fits(m) || err != nil && !backingimage.Is(err, backingimage.NotFound) && !backingimage.Is(err, backingimage.Invalid) {
+		return m, err
+	}
+	list, err := r.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []*Manifest
+	for _, l := range list {
+		if l.Manifest != nil && l.Manifest.Name == name && fits(l.Manifest) {
+			found = append(found, l.Manifest)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, backingimage.Errorf(backingimage.NotFound, "there is no backup %q in %s", name, r.store)
+	case 1:
+		return found[0], nil
+	}
+	return nil, backingimage.Errorf(backingimage.Conflict, "%d backups in %s have the name %q; give the ID of the one that is meant, such as %s", len(found), r.store, name, found[len(found)-1].ID)
+}
+
 // Listed is a backup in a list: its manifest, or why that cannot be read.
 type Listed struct {
 	ID       string

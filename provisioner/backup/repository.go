@@ -157,6 +157,9 @@ func (r *Repository) Encrypted() bool { return r.keys != nil }
 // Close closes the store.
 func (r *Repository) Close() error { return r.store.Close() }
 
+// Probe is Probe of the repository's store.
+func (r *Repository) Probe(ctx context.Context) error { return Probe(ctx, r.store) }
+
 // Probe writes an object, reads it back and deletes it: it is nil when the store can be read and written.
 func Probe(ctx context.Context, s *object.Store) error {
 	name := probeFolder + token()

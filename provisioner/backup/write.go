@@ -7,12 +7,11 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/manifest"
 	"plinth.dev/plinth/backingimage/parallel"
+	"plinth.dev/plinth/provisioner/engine"
 )
-
-// Extent is a part of a content, in bytes.
-type Extent struct{ Offset, Bytes int64 }
 
 // Input is a content to be stored. Only what Changed covers is read, in whole blocks.
 type Input struct {
@@ -20,14 +19,14 @@ type Input struct {
 	Bytes int64
 	// Changed are the parts that may differ from Last where that is given, and else from what the content began as: an image, or
 	// zeros. They are in order and do not overlap.
-	Changed []Extent
+	Changed []engine.Extent
 	// Last is a content that is stored and that this one differs from in what Changed covers alone; nil for none. Its pages must be
 	// there: see HasPages.
 	Last *Content
 	// OverImage says that the content began as an image, so that zeros are not what an absent entry means.
 	OverImage bool
-	// Digests are what the blocks are known to be, by reading them at any earlier time; nil for unknown. They save reading what the
-	// store has, in a repository that is not encrypted.
+	// Digests are what the blocks must be; nil for unknown. They save reading what the store has, in a repository that is not encrypted,
+	// and what is read is compared with them.
 	Digests *manifest.Manifest
 }
 
@@ -253,6 +252,9 @@ func (w *writing) read(ctx context.Context, block []byte, offset int64, buffer [
 		return ID{}, "", fmt.Errorf("read block at byte %d: %w", offset, err)
 	}
 	w.session.count(func(s *Stats) { s.ReadBytes += int64(len(block)) })
+	if d := w.in.Digests; d != nil && manifest.Sum(block) != d.Digest(offset/BlockBytes) {
+		return ID{}, "", backingimage.Errorf(backingimage.Corrupt, "the chunk at byte %d is not what its digest says: the copy is damaged; it is not backed up before it is repaired", offset)
+	}
 	if manifest.AllZero(block) {
 		return ID{}, zeros, nil
 	}

@@ -28,7 +28,14 @@ type Engine interface {
 	// is. NotFound when there is no such file.
 	Import(ctx context.Context, v Volume, from From, path string) error
 
-	// Delete removes a volume and everything of it, what a killed Create or Clone left included. No such volume is
+	// Fill makes a volume whose content comes from elsewhere, by and by. It gives fill a file on the volume's disk, v.Bytes long, that has
+	// the content of from, an image, and zeros behind it, or with From{} zeros alone. What fill wrote stays when it fails or is killed: the next
+	// Fill of the volume gives the file again, says so with again, and only a Delete removes it. When fill returns nil the file becomes
+	// the volume. A volume that exists with that size and origin is left alone; otherwise Conflict. NotFound when there is no image;
+	// OutOfRange when it is larger; Full.
+	Fill(ctx context.Context, v Volume, from From, fill func(f *os.File, again bool) error) error
+
+	// Delete removes a volume and everything of it, what a killed Create, Clone or Fill left included. No such volume is
 	// success. InUse while it is attached and held open.
 	Delete(ctx context.Context, id string) error
 

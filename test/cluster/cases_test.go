@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
@@ -92,7 +90,7 @@ func cutOff(t *testing.T, c *cluster) {
 	n2.link.Pass(imageBytes / 2)
 	for _, image := range []string{"cut", "cut-and-dropped"} {
 		c.tag("n3", image)
-		c.want(t, image, 2)
+		c.MustCLI("image", "set", image, "--min-copies", "2")
 	}
 	for _, image := range []string{"cut", "cut-and-dropped"} {
 		c.untilCopy(t, image, "n3", "said to wait for n2", func(b *v1alpha1.BackingImageCopy) bool {
@@ -110,14 +108,6 @@ func cutOff(t *testing.T, c *cluster) {
 		t.Errorf("n3 received %d bytes for an image of %d", got, imageBytes)
 	}
 	c.sources["cut"].mustBeFetched(t, 1)
-}
-
-// want changes how many copies of an image there shall be.
-func (c *cluster) want(t *testing.T, image string, copies int) {
-	t.Helper()
-	patch := fmt.Sprintf(`{"spec":{"minNumberOfCopies":%d}}`, copies)
-	_, err := c.Client(t).Images.Patch(context.Background(), image, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	must(t, err)
 }
 
 func twoDown(t *testing.T, c *cluster) {
@@ -224,7 +214,7 @@ func diskRemoved(t *testing.T, c *cluster) {
 		t.Errorf("rm of the disk with the last copy: exit code %d, %s", r.Code, r.Stderr)
 	}
 	c.tag("n4", "shelved")
-	c.want(t, "shelved", 2)
+	c.MustCLI("image", "set", "shelved", "--min-copies", "2")
 	c.untilCopies(t, "shelved", "2/2")
 	c.MustCLI("disk", "rm", "n3"+second, "--timeout", wait.String())
 	i := c.untilCopies(t, "shelved", "2/2")

@@ -40,6 +40,7 @@ func TestCluster(t *testing.T) {
 	c := &cluster{Standalone: owner, t: t, nodes: map[string]*node{}, sources: map[string]*source{}}
 	c.join("n2")
 	c.join("n3")
+	slow := c.fetchSlowly()
 	for _, step := range []struct {
 		name string
 		test func(*testing.T, *cluster)
@@ -48,6 +49,7 @@ func TestCluster(t *testing.T) {
 		{"the origin's agent dies, another's is silent: others take over, and they stand down when they return", originsGo},
 		{"two agents are cut off from each other in the middle of a transfer", cutOff},
 		{"two of three nodes are down: the third serves, and their files are used when they are back", twoDown},
+		{"a fetch of ten seconds costs a dozen writes", func(t *testing.T, _ *cluster) { fewWritesPerCopy(t, slow) }},
 		{"an eviction moves the only copy first, and keeps it when it has nowhere to go", evicted},
 		{"a disk is evicted and removed, its copies go elsewhere first", diskRemoved},
 		{"ten kills of the control plane fetch nothing", controlPlaneDies},

@@ -79,7 +79,7 @@ func detach(device, dir string) error {
 	if !backedBelow(filepath.Join("/sys/block", filepath.Base(device), "loop", "backing_file"), dir) {
 		return nil
 	}
-	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+	return errors.Join(unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0), unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, 0)) // who gets it next may want to write
 }
 
 // mountsOf returns the mount points below dir or of the devices, in the order in which they were mounted.

@@ -72,13 +72,16 @@ func (s *BackingImageSpec) Exports(v *Volume) bool {
 
 // Waits reports whether a volume still needs its image: it is to be cloned from one and is not yet.
 func (v *Volume) Waits() bool {
-	return v.Spec.Image != nil && v.Spec.SourceVolume == "" && v.Spec.SourceSnapshot == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
+	return v.Spec.Image != nil && !v.Spec.ReadOnlyMany && v.Spec.SourceVolume == "" && v.Spec.SourceSnapshot == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
 }
 
 // Final reports whether a copy has failed and trying again, with nothing changed, cannot help.
 func (c *BackingImageCopy) Final() bool {
 	return c.Status.State == CopyFailed && c.Status.NextTryTime == nil
 }
+
+// VerifiedGood is the status.verifyResult of a copy that is as it must be.
+const VerifiedGood = "every chunk agrees with the manifest"
 
 // VerifyPending reports whether a verification was asked for that has not been answered.
 func (c *BackingImageCopy) VerifyPending() bool {

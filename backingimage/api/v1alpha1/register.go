@@ -18,6 +18,9 @@ func AddToScheme(s *runtime.Scheme) error {
 		&Disk{}, &DiskList{},
 		&Volume{}, &VolumeList{},
 		&Snapshot{}, &SnapshotList{},
+		&BackupTarget{}, &BackupTargetList{},
+		&Backup{}, &BackupList{},
+		&BackupPolicy{}, &BackupPolicyList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

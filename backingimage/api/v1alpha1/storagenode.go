@@ -59,6 +59,16 @@ type NodeDisk struct {
 	Message string `json:"message,omitempty"`
 }
 
+// WaitingReader is a volume for many readers that waits on a node for a copy of its image.
+type WaitingReader struct {
+	// Volume is the Volume's name.
+	Volume string `json:"volume"`
+	// ImageUID of the image.
+	ImageUID string `json:"imageUID"`
+	// DiskUUID of the disk of this node that shall get the copy.
+	DiskUUID string `json:"diskUUID"`
+}
+
 // StorageNodeStatus is what the agent says of itself.
 type StorageNodeStatus struct {
 	// Version of the agent.
@@ -81,6 +91,12 @@ type StorageNodeStatus struct {
 	// Cordoned is true while the node's Kubernetes Node is unschedulable: copies are moved away as for evictionRequested.
 	// +optional
 	Cordoned bool `json:"cordoned,omitempty"`
+	// Waiting are the volumes for many readers that are being staged here and wait for a copy of their image.
+	// +optional
+	// +listType=map
+	// +listMapKey=volume
+	// +kubebuilder:validation:MaxItems=1000
+	Waiting []WaitingReader `json:"waiting,omitempty"`
 	// MachineUID is the UID of the Kubernetes Node of that name; empty for a machine that no cluster knew. The controller writes it.
 	// +optional
 	MachineUID types.UID `json:"machineUID,omitempty"`

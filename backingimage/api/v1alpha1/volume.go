@@ -34,6 +34,14 @@ type VolumeClaim struct {
 	UID types.UID `json:"uid,omitempty"`
 }
 
+// VolumeRestore is a backup that a volume's content is restored from.
+type VolumeRestore struct {
+	// Target is the name of the BackupTarget.
+	Target string `json:"target"`
+	// Backup is the backup's ID there.
+	Backup string `json:"backup"`
+}
+
 // VolumeSpec is what the CSI controller decided. Only capacityBytes changes after creation, and only upwards.
 //
 // +kubebuilder:validation:XValidation:rule="self.diskUUID == oldSelf.diskUUID && self.name == oldSelf.name",message="a volume's disk and name are immutable"
@@ -45,11 +53,15 @@ type VolumeSpec struct {
 	// CapacityBytes is the wanted size of the block device, in bytes.
 	// +kubebuilder:validation:Minimum=1
 	CapacityBytes int64 `json:"capacityBytes"`
-	// DiskUUID of the disk that holds the volume.
+	// DiskUUID of the disk that holds the volume; empty for one that many nodes read.
 	DiskUUID string `json:"diskUUID"`
 	// NodeName of the disk's node; empty for a disk that every node reaches.
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
+	// ReadOnlyMany is set on a volume that is read, and never written, on any number of nodes at once: each makes a clone of its image's
+	// copy there when it is needed. It has no disk and no node.
+	// +optional
+	ReadOnlyMany bool `json:"readOnlyMany,omitempty"`
 	// Image that the volume's content began as, its own or that of the volume or snapshot it was made from; absent for an empty volume.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
@@ -70,6 +82,9 @@ type VolumeSpec struct {
 	// Claim for which the orchestrator asked, where it says so; events about the volume are told there.
 	// +optional
 	Claim *VolumeClaim `json:"claim,omitempty"`
+	// Restore names the backup that the volume's content is restored from.
+	// +optional
+	Restore *VolumeRestore `json:"restore,omitempty"`
 	// Parameters of the StorageClass as CreateVolume received them, for comparing a retry with the first call.
 	// +optional
 	Parameters map[string]string `json:"parameters,omitempty"`

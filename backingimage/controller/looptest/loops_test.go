@@ -328,6 +328,7 @@ func TestEvictionAndCleanup(t *testing.T) {
 	_, err := c.store.Disks.Modify(context.Background(), from, func(d *v1alpha1.Disk) { d.Spec.EvictionRequested = true })
 	c.must(err)
 	c.until("one", "shown to leave", shows(from, v1alpha1.CopyEvicting))
+	c.told("CopyEvicting")
 	for _, n := range []string{"n1", "n2", "n3"} {
 		c.say(c.stalls, n, false)
 	}

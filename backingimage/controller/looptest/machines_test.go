@@ -101,8 +101,8 @@ func TestDrain(t *testing.T) {
 	c.control()
 	f := &fleet{machines: map[string]cluster.Machine{"n1": {UID: "m1"}, "n2": {UID: "m2"}}}
 	c.over(f, time.Hour)
-	i := c.image("one", 1)
-	i = c.until("one", "whole", copiesAre("1/1"))
+	c.image("one", 1)
+	i := c.until("one", "whole", copiesAre("1/1"))
 	holder := c.disks(i)[0]
 	other := map[string]string{"n1": "n2", "n2": "n1"}[holder]
 	c.say(c.stalls, other, true)

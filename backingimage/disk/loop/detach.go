@@ -88,7 +88,7 @@ func (d Device) clear(fd int) (bool, error) {
 		return false, err
 	}
 	if _, err := status(fd); errors.Is(err, unix.ENXIO) {
-		return true, nil
+		return true, makeWritable(fd)
 	}
 	return false, setFlags(fd, info.Flags&^unix.LO_FLAGS_AUTOCLEAR)
 }

@@ -37,6 +37,15 @@ func bind(fd int, file *os.File, o Options) error {
 	return err
 }
 
+// makeWritable takes back that somebody made the device read-only (BLKROSET). That outlives what the device was bound to: whoever
+// gets the device next could not write to it, or mount it.
+func makeWritable(fd int) error {
+	if err := unix.IoctlSetPointerInt(fd, unix.BLKROSET, 0); err != nil {
+		return fmt.Errorf("make loop device writable: %w", err)
+	}
+	return nil
+}
+
 // freeNumber returns the number of a device that was free a moment ago.
 func freeNumber() (int, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)

@@ -213,5 +213,8 @@ func bindFree(file *os.File, o Options) (device string, err error) {
 	if err := bind(fd, file, o); err != nil {
 		return "", fmt.Errorf("bind %s: %w", device, err)
 	}
+	if err := makeWritable(fd); err != nil { // what is to be read-only is by the flags of its binding
+		return "", errors.Join(fmt.Errorf("bind %s: %w", device, err), unbind(fd))
+	}
 	return device, nil
 }

@@ -237,6 +237,40 @@ func TestAttachFallsBackToBufferedIO(t *testing.T) {
 	}
 }
 
+func TestThatADeviceWasReadOnlyDoesNotOutliveWhatItWas(t *testing.T) {
+	path := mustFile(t, t.TempDir(), mib)
+	readOnly := func(device string, change bool) bool {
+		t.Helper()
+		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(fd)
+		if change {
+			must(t, unix.IoctlSetPointerInt(fd, unix.BLKROSET, 1))
+		}
+		is, err := unix.IoctlGetInt(fd, unix.BLKROGET)
+		must(t, err)
+		return is != 0
+	}
+	d := mustAttach(t, path, loop.Options{})
+	if !readOnly(d.Path, true) {
+		t.Fatal("the device cannot be made read-only")
+	}
+	must(t, d.Detach(context.Background()))
+	if readOnly(d.Path, false) {
+		t.Error("a device that was detached is read-only for whoever gets it next")
+	}
+	loop.ReplaceConfigure(t, func(real func(int, *unix.LoopConfig) error, fd int, c *unix.LoopConfig) error {
+		return errors.Join(unix.IoctlSetPointerInt(fd, unix.BLKROSET, 1), real(fd, c)) // as another program leaves it
+	})
+	if readOnly(mustAttach(t, path, loop.Options{}).Path, false) {
+		t.Error("a device is read-only because it was when it was another's")
+	}
+	must(t, loop.Detach(context.Background(), path))
+	if !readOnly(mustAttach(t, path, loop.Options{ReadOnly: true}).Path, false) {
+		t.Error("a device that was attached read-only is writable")
+	}
+}
+
 func TestDetach(t *testing.T) {
 	ctx := context.Background()
 	t.Run("what is not attached, or not there, is success", func(t *testing.T) {
@@ -341,5 +375,12 @@ func TestDetachLeavesADeviceAloneThatHasAnotherFileNow(t *testing.T) {
 	}
 	if _, found, err := loop.Find(other); !found {
 		t.Errorf("the other file lost its device (%v)", err)
+	}
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
 	}
 }

@@ -43,7 +43,7 @@ const Heartbeat = 200 * time.Millisecond
 // Part is something that runs until its context ends.
 type Part interface{ Run(context.Context) error }
 
-// Machine is an agent, the image controller and their store. Several may share an API; then one is enough to run the controller.
+// Machine is an agent, the controllers of images and nodes, and their store. Several may share an API; then one is enough to run the controllers.
 type Machine struct {
 	API      *rest.Config
 	NodeName string
@@ -52,7 +52,7 @@ type Machine struct {
 	Set      *disk.Set    // what is open; a new one after each Start
 	Store    *store.Store // a new one after each Start
 	Agent    *node.Agent  // a new one after each Start
-	// AgentOnly leaves the image controller to another Machine, and sees no more than its own node's objects.
+	// AgentOnly leaves the controllers to another Machine, and sees no more than its own node's objects.
 	AgentOnly bool
 	// TakeOverAfter is node.Options.TakeOverAfter.
 	TakeOverAfter time.Duration
@@ -143,7 +143,8 @@ func (m *Machine) start() (a *node.Agent, ended chan error) {
 	a = node.New(m.NodeName, s, m.Set, options)
 	m.Agent = a
 	if !m.AgentOnly {
-		parts = append(parts, controller.NewImages(s, controller.Options{Credentials: m.Credentials}))
+		o := controller.Options{Credentials: m.Credentials}
+		parts = append(parts, controller.NewImages(s, o), controller.NewNodes(s, o))
 	}
 	if m.More != nil {
 		parts = append(parts, m.More(s)...)

@@ -26,7 +26,8 @@ import (
 //	backingimagecopies, volumes, snapshots  -       own            own     -
 //	everything else                         -       -              -       -
 //
-// A disk, a copy, a volume or a snapshot is a node's own when spec.nodeName is that node after the write. So a node may take over what was another's, as
+// A disk, a copy, a volume or a snapshot is a node's own when spec.nodeName, or a backup's
+// status.nodeName, is that node after the write. So a node may take over what was another's, as
 // it must when a disk is moved to it, and cannot put anything into another's hands, or report in its name.
 const nodeUserPrefix = "plinth:node:"
 
@@ -67,6 +68,7 @@ var nodeVerbs = map[string][]string{
 	"backingimagecopies": {"update", "patch"}, "backingimagecopies/status": {"update", "patch"},
 	"volumes": {"update", "patch"}, "volumes/status": {"update", "patch"},
 	"snapshots": {"update", "patch"}, "snapshots/status": {"update", "patch"},
+	"backups/status": {"update", "patch"},
 }
 
 // authorize implements authorizer.Authorizer: which kinds of request a user may make. Whose object it is, ownObjects checks.
@@ -106,8 +108,11 @@ func (ownObjects) Validate(_ context.Context, a admission.Attributes, _ admissio
 	owner := ""
 	if o, ok := a.GetObject().(*unstructured.Unstructured); ok {
 		owner, _, _ = unstructured.NestedString(o.Object, "spec", "nodeName")
-		if a.GetResource().Resource == "storagenodes" {
+		switch a.GetResource().Resource {
+		case "storagenodes":
 			owner = o.GetName()
+		case "backups": // the controller gives them to a node
+			owner, _, _ = unstructured.NestedString(o.Object, "status", "nodeName")
 		}
 	}
 	if owner == node {

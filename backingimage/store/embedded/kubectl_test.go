@@ -34,7 +34,7 @@ func TestDiscovery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kinds := []string{"BackingImage", "BackingImageCopy", "Disk", "Snapshot", "StorageNode", "Volume"}
+	kinds := []string{"BackingImage", "BackingImageCopy", "Backup", "BackupPolicy", "BackupTarget", "Disk", "Snapshot", "StorageNode", "Volume"}
 	for name, legacy := range map[string]bool{"aggregated": false, "classic": true} {
 		t.Run(name+" discovery shows all kinds", func(t *testing.T) {
 			client.UseLegacyDiscovery = legacy

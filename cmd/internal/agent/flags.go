@@ -16,6 +16,7 @@ import (
 	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // Flags of a process with an agent, as they are written.
@@ -61,6 +62,7 @@ type Config struct {
 	NodeName    string
 	CSIEndpoint string
 	Node        node.Options // what the flags say of it; New adds the rest
+	Backups     object.Openers
 
 	disks      []string
 	poolBytes  int64

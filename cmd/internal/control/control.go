@@ -33,8 +33,11 @@ import (
 
 // Loops are those of a cluster, of which one process at a time may run them. They run once: a new term has new loops, so that nothing
 // is left in them of what they knew in an earlier one.
-func Loops(s *store.Store, o controller.Options) process.Part {
-	return loops{controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewPoints(s)}
+func Loops(s *store.Store, o controller.Options, r *provisioner.Repositories) process.Part {
+	return loops{
+		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewReaders(s), provisioner.NewPoints(s),
+		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
+	}
 }
 
 type loops []process.Part
@@ -99,6 +102,8 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	}
 	cfg.Provisioner.Credentials, cfg.Loops.Credentials = secrets, secrets
 	cfg.Provisioner.Claims, cfg.Loops.Recorder = claims, events
+	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.Source, secrets)
+	cfg.Provisioner.Repositories = repositories
 	p := &parts{registry: process.NewRegistry(), store: s, events: events, machines: machines}
 	p.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(p.registry), Ready: func() error { return process.ReadyNow(p.Ready) },
@@ -108,7 +113,7 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	newLoops := func() process.Part {
-		return loops{Loops(s, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
+		return loops{Loops(s, cfg.Loops, repositories), controller.NewMachines(s, machines, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
 	}
 	l, err := newLeader(cfg.Election, api, newLoops)
 	if err != nil {

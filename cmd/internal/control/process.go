@@ -7,11 +7,14 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/pflag"
+	"golang.org/x/net/http/httpproxy"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // ProcessFlags are those of `plinth controller`.
@@ -41,6 +44,8 @@ type ProcessConfig struct {
 	HTTPListen  string
 	Election    Election
 	Identity    string // of this process
+	Backups     object.Openers
+	Source      source.Options // how the servers of backup targets are asked
 }
 
 // leastLease leaves time for a renewal that is tried again.
@@ -62,6 +67,7 @@ func (f *ProcessFlags) Config() (ProcessConfig, error) {
 		shared.Loops.Settings.RemovalWait = -1
 	}
 	cfg := ProcessConfig{Config: shared, HTTPListen: f.httpListen, Identity: identity()}
+	cfg.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	if !f.leaderElect {
 		return cfg, nil
 	}

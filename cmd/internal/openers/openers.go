@@ -1,4 +1,5 @@
-// Package openers has the sources of images that are large to link: a binary that fetches nothing leaves them out.
+// Package openers has the sources of images, and the object stores of backups, that are large to link: a binary that needs none of
+// them leaves them out.
 package openers
 
 import (
@@ -9,10 +10,15 @@ import (
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/source/oci"
 	"plinth.dev/plinth/backingimage/source/s3"
+	"plinth.dev/plinth/provisioner/backup/object"
+	backups3 "plinth.dev/plinth/provisioner/backup/object/s3"
 )
 
 // All are by the scheme of the URL, as node.Options takes them.
 var All = map[string]node.Opener{source.SchemeS3: openS3, source.SchemeOCI: openOCI}
+
+// Backups are the stores of backups by the scheme of the URL.
+var Backups = object.Openers{object.SchemeS3: backups3.Open}
 
 func openS3(_ context.Context, parameters map[string]string, o source.Options) (source.Source, error) {
 	return s3.New(parameters, o)

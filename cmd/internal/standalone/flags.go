@@ -13,6 +13,7 @@ import (
 	"plinth.dev/plinth/cmd/internal/agent"
 	"plinth.dev/plinth/cmd/internal/control"
 	"plinth.dev/plinth/cmd/internal/program"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // flags of `plinth standalone` as they are written.
@@ -64,6 +65,8 @@ name another.`,
 type Config struct {
 	// Openers of image sources, given by the binary that links them.
 	Openers map[string]node.Opener
+	// Backups are the openers of backup targets.
+	Backups object.Openers
 
 	agent     agent.Config
 	control   control.Config

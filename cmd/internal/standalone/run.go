@@ -83,14 +83,16 @@ func join(cfg Config, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.agent.Node.Openers = cfg.Openers
+	cfg.agent.Node.Openers, cfg.agent.Backups = cfg.Openers, cfg.Backups
+	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.agent.Node.Source, secrets)
+	cfg.control.Provisioner.Repositories = repositories
 	cfg.control.Provisioner.Credentials, cfg.control.Loops.Credentials = secrets, secrets
 	a, err := agent.New(cfg.agent, s, secrets, provisioner.Idempotent{Controller: provisioner.New(s, cfg.control.Provisioner)})
 	if err != nil {
 		return nil, err
 	}
 	control.RegisterMetrics(a.Registry, s, func() bool { return true })
-	return &parts{agent: a, loops: control.Loops(s, cfg.control.Loops)}, nil
+	return &parts{agent: a, loops: control.Loops(s, cfg.control.Loops, repositories)}, nil
 }
 
 // died waits for a part that should not end before ctx does.

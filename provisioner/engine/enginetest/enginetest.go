@@ -44,6 +44,7 @@ func Run(t *testing.T, make Make) {
 		{"export", testExport},
 		{"snapshot", testSnapshot},
 		{"import", testImport},
+		{"fill", testFill},
 		{"extents", testExtents},
 		{"attach", testAttach},
 		{"attach options", testAttachOptions},

@@ -25,6 +25,9 @@ func (e *Engine) Delete(ctx context.Context, id string) error {
 	if err := loop.Detach(ctx, e.volumes.file(id)); err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
+	if err := e.layout.Remove(e.layout.StagedFill(id)); err != nil {
+		return fmt.Errorf("delete volume %s: %w", id, err)
+	}
 	return e.take(e.volumes, id)
 }
 

@@ -30,10 +30,12 @@ app.kubernetes.io/component: {{ . }}
 startupProbe:
   httpGet: {path: /readyz, port: http}
   periodSeconds: 2
+  timeoutSeconds: 3
   failureThreshold: 900
 readinessProbe:
   httpGet: {path: /readyz, port: http}
   periodSeconds: 5
+  timeoutSeconds: 3
 livenessProbe:
   httpGet: {path: /healthz, port: 9808}
   periodSeconds: 10

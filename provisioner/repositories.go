@@ -1,0 +1,197 @@
+package provisioner
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/source"
+	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/provisioner/backup"
+	"plinth.dev/plinth/provisioner/backup/object"
+)
+
+// Repositories opens what BackupTarget objects describe. A repository stays open while neither its target nor its secret changes, so that
+// all of a process's backups and restores share the target's limits.
+type Repositories struct {
+	store       *store.Store
+	openers     object.Openers
+	access      source.Options // without a credential
+	credentials credential.Reader
+
+	mu   sync.Mutex
+	open map[string]opened // by the target's name
+}
+
+type opened struct {
+	as         [sha256.Size]byte // what it was opened with
+	repository *backup.Repository
+}
+
+// NewRepositories makes Repositories. access says how servers are asked; credentials may be nil.
+func NewRepositories(s *store.Store, openers object.Openers, access source.Options, credentials credential.Reader) *Repositories {
+	return &Repositories{store: s, openers: openers, access: access, credentials: credentials, open: map[string]opened{}}
+}
+
+// Open returns the repository of a target. NotFound when there is no such target, or nothing was ever backed up there; Precondition when
+// it cannot be used as it is described; NotReady while it does not answer.
+func (r *Repositories) Open(ctx context.Context, target string) (*backup.Repository, error) {
+	return r.with(ctx, target, backup.Open)
+}
+
+// Make is Open, and makes a repository where there is none.
+func (r *Repositories) Make(ctx context.Context, target string) (*backup.Repository, error) {
+	return r.with(ctx, target, backup.OpenOrMake)
+}
+
+func (r *Repositories) with(ctx context.Context, target string, open func(context.Context, *object.Store, backup.Options) (*backup.Repository, error)) (*backup.Repository, error) {
+	t, err := r.store.Targets.Live(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := r.secret(ctx, t)
+	if err != nil {
+		return nil, fmt.Errorf("backup target %s: %w", target, err)
+	}
+	as := identity(t, secret)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known, ok := r.open[target]; ok && known.as == as {
+		return known.repository, nil
+	}
+	repository, err := OpenTarget(ctx, t, secret, r.openers, r.access, open)
+	if err != nil {
+		return nil, fmt.Errorf("backup target %s: %w", target, err)
+	}
+	r.open[target] = opened{as, repository}
+	return repository, nil
+}
+
+// secret is the content of the target's secret, nil when it names none.
+func (r *Repositories) secret(ctx context.Context, t *v1alpha1.BackupTarget) (map[string][]byte, error) {
+	if t.Spec.Secret == "" {
+		return nil, nil
+	}
+	ref, err := credential.NewRef(t.Spec.SecretNamespace, t.Spec.Secret)
+	if err != nil {
+		return nil, err
+	}
+	if r.credentials == nil {
+		return nil, backingimage.Errorf(backingimage.Precondition, "secret %s cannot be read: this process has no secrets", ref)
+	}
+	return r.credentials.Get(ctx, ref)
+}
+
+// identity changes with whatever a repository is opened with.
+func identity(t *v1alpha1.BackupTarget, secret map[string][]byte) [sha256.Size]byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %d", t.UID, t.Generation)
+	for _, key := range slices.Sorted(maps.Keys(secret)) {
+		fmt.Fprintf(h, " %q=%q", key, secret[key])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// OpenTarget opens what a target describes, with the content of its secret. open is backup.Open or backup.OpenOrMake.
+func OpenTarget(ctx context.Context, t *v1alpha1.BackupTarget, secret map[string][]byte, openers object.Openers, access source.Options,
+	open func(context.Context, *object.Store, backup.Options) (*backup.Repository, error)) (*backup.Repository, error) {
+	l, err := object.ParseLocation("spec.url", t.Spec.URL)
+	if err != nil {
+		return nil, err
+	}
+	if access.Credential, err = credential.Parse(t.Spec.Secret, secret); err != nil {
+		return nil, err
+	}
+	limits := object.Limits{UploadBytes: t.Spec.UploadBytesPerSecond, DownloadBytes: t.Spec.DownloadBytesPerSecond}
+	s, err := openers.Open(ctx, l, access, object.Options{Limits: limits})
+	if err != nil {
+		return nil, err
+	}
+	r, err := open(ctx, s, backup.Options{Key: access.Credential.Backup, Concurrency: int(t.Spec.Concurrency)})
+	if err != nil {
+		s.Close()
+	}
+	return r, err
+}
+
+// found is a backup in a target.
+type found struct {
+	target     *v1alpha1.BackupTarget
+	repository *backup.Repository
+	manifest   *backup.Manifest
+}
+
+// find finds a backup in a target by its ID or its name; volume is the name of its volume, "" for any.
+func (r *Repositories) find(ctx context.Context, target, name, volume string) (*found, error) {
+	t, err := r.store.Targets.Live(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	repository, err := r.Open(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	m, err := repository.Find(ctx, name, volume)
+	if err != nil {
+		return nil, err
+	}
+	return &found{t, repository, m}, nil
+}
+
+// findURL finds the backup of a URL, in the target that the URL begins with.
+func (r *Repositories) findURL(ctx context.Context, field, raw string) (*found, error) {
+	address, name, err := backup.ParseURL(field, raw)
+	if err != nil {
+		return nil, err
+	}
+	l, err := object.ParseLocation(field, address)
+	if err != nil {
+		return nil, err
+	}
+	targets, err := r.store.Targets.LiveList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range targets {
+		if is, err := object.ParseLocation("spec.url", t.Spec.URL); err == nil && is == l {
+			return r.find(ctx, t.Name, name, "")
+		}
+	}
+	return nil, backingimage.Errorf(backingimage.Precondition, "%s: no backup target has the URL %s; make one with: plinth target add NAME --url %s", field, l, l)
+}
+
+// Image implements node.Restorer: the image of a backup as a source.
+func (r *Repositories) Image(ctx context.Context, parameters map[string]string) (source.Source, error) {
+	raw := parameters[v1alpha1.ParameterBackupURL]
+	f, err := r.imageBackup(ctx, raw, parameters[v1alpha1.ParameterBackupTargetName])
+	if err != nil {
+		return nil, err
+	}
+	concurrency, err := strconv.Atoi(cmp.Or(parameters[v1alpha1.ParameterConcurrentLimit], "0"))
+	if err != nil || concurrency < 0 || concurrency > maxConcurrency {
+		return nil, backingimage.Errorf(backingimage.Invalid, "%s: %q is no number of blocks to be brought at once; give 1 to %d", v1alpha1.ParameterConcurrentLimit, parameters[v1alpha1.ParameterConcurrentLimit], maxConcurrency)
+	}
+	return f.repository.Image(ctx, f.manifest, concurrency)
+}
+
+const maxConcurrency = 64
+
+// imageBackup finds the backup of a URL in the target that is named, or else in the one that has the URL.
+func (r *Repositories) imageBackup(ctx context.Context, raw, target string) (*found, error) {
+	if target == "" {
+		return r.findURL(ctx, v1alpha1.ParameterBackupURL, raw)
+	}
+	_, name, err := backup.ParseURL(v1alpha1.ParameterBackupURL, raw)
+	if err != nil {
+		return nil, err
+	}
+	return r.find(ctx, target, name, "")
+}
