@@ -73,7 +73,7 @@ sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
 .PHONY: e2e
-e2e: e2e-deps build ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
+e2e: e2e-deps build $(HELM_PROGRAM) ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
 	$(E2E) -timeout 90m .
 
 .PHONY: e2e-smoke
