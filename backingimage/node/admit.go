@@ -27,7 +27,7 @@ func (k *keeper) admit(ctx context.Context, path, uuid string) error {
 			return err
 		}
 		if known = err == nil; known {
-			if err := k.twin(object, path); err != nil {
+			if err := k.twin(ctx, object, path); err != nil {
 				return err
 			}
 		}
@@ -37,7 +37,7 @@ func (k *keeper) admit(ctx context.Context, path, uuid string) error {
 	case known || other != "" && other == uuid:
 		return nil
 	case uuid == "" && other == "":
-		return k.moved(path)
+		return k.moved(ctx, path)
 	case uuid == "":
 		return refuse(string(disk.ProblemGone), backingimage.Precondition, "disk %s is registered there, and it is not there: mount it, and it is taken up by itself; if a new disk shall be made there, forget the old one with: plinth disk rm %s", other, other)
 	case other == "":
@@ -47,10 +47,14 @@ func (k *keeper) admit(ctx context.Context, path, uuid string) error {
 }
 
 // moved refuses to make a new disk where the one that was there last is on another node or at another path now.
-func (k *keeper) moved(path string) error {
-	object, exists := k.store.Disks.Get(k.last(path))
-	if !exists {
+func (k *keeper) moved(ctx context.Context, path string) error {
+	uuid := k.last(path)
+	if uuid == "" {
 		return nil
+	}
+	object, err := k.store.Disks.Live(ctx, uuid)
+	if err != nil {
+		return backingimage.IgnoreNotFound(err)
 	}
 	return refuse(string(disk.ProblemGone), backingimage.Precondition, "disk %s was there last, and is %s on node %s now: a new disk is not made in the place of one that was moved; take the path back (its --disk flag, or plinth disk rm), or name an empty directory below it", object.Name, object.Spec.Path, object.Spec.NodeName)
 }
@@ -74,16 +78,21 @@ func (k *keeper) last(path string) string {
 
 // twin refuses a disk that is open elsewhere, on this node or another: two disks have one UUID, and nobody can tell which is the
 // right one. A disk that its former node has lost, or whose node is silent, was moved.
-func (k *keeper) twin(object *v1alpha1.Disk, path string) error {
+func (k *keeper) twin(ctx context.Context, object *v1alpha1.Disk, path string) error {
 	if d, open := k.set.Get(object.Name); open && d.Path() != path {
 		return refuse(v1alpha1.DiskTwin, backingimage.Conflict, "%w", disk.Twins(object.Name, d.Path(), path))
 	}
 	if object.Spec.NodeName == k.node || object.Spec.NodeName == "" {
 		return nil
 	}
-	owner, exists := k.store.Nodes.Get(object.Spec.NodeName)
+	owner, err := k.store.Nodes.Live(ctx, object.Spec.NodeName)
 	after := k.options.TakeOverAfter
-	if !exists || released(object) || k.pulses.silent(owner, after) {
+	switch {
+	case backingimage.Is(err, backingimage.NotFound):
+		return nil
+	case err != nil:
+		return err
+	case released(object), k.pulses.silent(owner, after):
 		return nil
 	}
 	on := func(path, node string) string { return fmt.Sprintf("%s (on node %s)", path, node) }
@@ -108,7 +117,7 @@ func (k *keeper) register(ctx context.Context, w wish, d *disk.Disk) error {
 	if err != nil {
 		return fmt.Errorf("register disk %s: %w", d.Path(), err)
 	}
-	if err := k.twin(object, d.Path()); err != nil {
+	if err := k.twin(ctx, object, d.Path()); err != nil {
 		return err
 	}
 	from := object.Spec.NodeName
@@ -121,7 +130,7 @@ func (k *keeper) register(ctx context.Context, w wish, d *disk.Disk) error {
 		return fmt.Errorf("register disk %s: %w", d.Path(), err)
 	}
 	if object.Spec.NodeName != k.node {
-		return k.twin(object, d.Path())
+		return k.twin(ctx, object, d.Path())
 	}
 	if from != k.node {
 		klog.FromContext(ctx).Info("Took over a disk", "disk", d.UUID(), "path", d.Path(), "from", from)
@@ -166,8 +175,7 @@ func bring[T store.Object](ctx context.Context, kind *store.Kind[T], uuid string
 // elsewhere reports whether another node has taken an open disk over, as it may when this one was silent. The cache may not know yet
 // that this node has it.
 func (k *keeper) elsewhere(ctx context.Context, d *disk.Disk) bool {
-	object, known := k.store.Disks.Get(d.UUID())
-	if !known || object.Spec.NodeName == k.node || object.Spec.NodeName == "" {
+	if object, known := k.store.Disks.Get(d.UUID()); known && object.Spec.NodeName == k.node {
 		return false
 	}
 	object, err := k.store.Disks.Live(ctx, d.UUID())

@@ -76,16 +76,41 @@ func (a *Agent) peers(ctx context.Context, image *v1alpha1.BackingImage) ([]fetc
 	if err != nil {
 		return nil, err
 	}
+	nodes, err := a.nodesOf(ctx, copies)
+	if err != nil {
+		return nil, err
+	}
 	var list []fetch.Peer
 	seen := map[string]bool{}
 	for _, c := range copies {
-		n, ok := a.store.Nodes.Get(c.Spec.NodeName)
-		if ok && !seen[n.Name] && n.Status.Address != "" && n.Status.PublicKeyHash != "" {
+		n := nodes[c.Spec.NodeName]
+		if n != nil && !seen[n.Name] && n.Status.Address != "" && n.Status.PublicKeyHash != "" {
 			seen[n.Name] = true
 			list = append(list, transfer.NewPeer(a.options.Identity, n.Name, n.Status.Address, n.Status.PublicKeyHash, string(image.UID)))
 		}
 	}
 	return list, nil
+}
+
+// nodesOf are all nodes by their names, as they are now when one is missing that has a copy.
+func (a *Agent) nodesOf(ctx context.Context, copies []*v1alpha1.BackingImageCopy) (map[string]*v1alpha1.StorageNode, error) {
+	if len(copies) == 0 {
+		return nil, nil
+	}
+	nodes := map[string]*v1alpha1.StorageNode{}
+	for _, list := range []func(context.Context) ([]*v1alpha1.StorageNode, error){a.store.AllNodes, a.store.FreshNodes} {
+		all, err := list(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("look for other nodes: %w", err)
+		}
+		for _, n := range all {
+			nodes[n.Name] = n
+		}
+		if !slices.ContainsFunc(copies, func(c *v1alpha1.BackingImageCopy) bool { return nodes[c.Spec.NodeName] == nil }) {
+			break
+		}
+	}
+	return nodes, nil
 }
 
 // Chunk gets one chunk, by its index, of the image with a UID from whichever other node has it: its bytes have the digest.

@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
@@ -19,7 +20,8 @@ const (
 
 // Options of a Store.
 type Options struct {
-	// NodeName limits copies, volumes, snapshots and backups to those of one node, which is all that an agent needs; "" is all.
+	// NodeName limits all but images, targets and policies to what is one node's, which is all that an agent needs at any time, and the nodes
+	// to that one; "" is all. See AllNodes for the others.
 	NodeName string
 }
 
@@ -35,6 +37,7 @@ type Store struct {
 	Backups   *Kind[*v1alpha1.Backup]
 	Policies  *Kind[*v1alpha1.BackupPolicy]
 
+	directory *directory // nil: the cache has all nodes
 	informers []cache.SharedIndexInformer
 	synced    chan struct{}
 }
@@ -45,21 +48,24 @@ func New(cfg *rest.Config, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine, given := "", ""
+	mine, given, me := "", "", ""
 	if o.NodeName != "" {
-		mine, given = "spec.nodeName="+o.NodeName, "status.nodeName="+o.NodeName
+		mine, given, me = "spec.nodeName="+o.NodeName, "status.nodeName="+o.NodeName, "metadata.name="+o.NodeName
 	}
 	s := &Store{
 		Images:    newKind("backing image", c.Images, &v1alpha1.BackingImage{}, "", nil),
 		Copies:    newKind("copy", c.Copies, &v1alpha1.BackingImageCopy{}, mine, indexes[*v1alpha1.BackingImageCopy]{ByImage: imageOfCopy, ByDisk: diskOfCopy}),
-		Nodes:     newKind("node", c.Nodes, &v1alpha1.StorageNode{}, "", nil),
-		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, "", nil),
+		Nodes:     newKind("node", c.Nodes, &v1alpha1.StorageNode{}, me, nil),
+		Disks:     newKind("disk", c.Disks, &v1alpha1.Disk{}, mine, nil),
 		Volumes:   newKind("volume", c.Volumes, &v1alpha1.Volume{}, mine, indexes[*v1alpha1.Volume]{ByImage: imageOfVolume, ByDisk: diskOfVolume}),
 		Snapshots: newKind("snapshot", c.Snapshots, &v1alpha1.Snapshot{}, mine, indexes[*v1alpha1.Snapshot]{ByDisk: diskOfSnapshot}),
 		Targets:   newKind("backup target", c.Targets, &v1alpha1.BackupTarget{}, "", nil),
 		Backups:   newKind("backup", c.Backups, &v1alpha1.Backup{}, given, nil),
 		Policies:  newKind("backup policy", c.Policies, &v1alpha1.BackupPolicy{}, "", nil),
 		synced:    make(chan struct{}),
+	}
+	if o.NodeName != "" {
+		s.directory = &directory{nodes: s.Nodes, clock: clock.RealClock{}}
 	}
 	s.informers = []cache.SharedIndexInformer{s.Images.informer, s.Copies.informer, s.Nodes.informer, s.Disks.informer, s.Volumes.informer, s.Snapshots.informer,
 		s.Targets.informer, s.Backups.informer, s.Policies.informer}

@@ -40,16 +40,17 @@ func shown(r *http.Request) string {
 	return keyHash(r.TLS.PeerCertificates[0])
 }
 
-// nodeWith is the name of the node that has a key. The API server is asked for what the cache does not know yet, but not by
-// everyone at any time.
+// nodeWith is the name of the node that has a key. The API server is asked for what is not known yet, but not by everyone at any time.
 func (s *Server) nodeWith(ctx context.Context, hash string) (name, reason string) {
-	if name := withKey(s.store.Nodes.List(), hash); name != "" {
-		return name, ""
+	if known, err := s.store.AllNodes(ctx); err == nil {
+		if name := withKey(known, hash); name != "" {
+			return name, ""
+		}
 	}
 	if !s.asking.TryAccept() {
 		return "", notAsked
 	}
-	live, err := s.store.Nodes.LiveList(ctx)
+	live, err := s.store.FreshNodes(ctx)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot look up a peer")
 		return "", notAsked

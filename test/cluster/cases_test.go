@@ -43,7 +43,7 @@ func joinsLate(t *testing.T, c *cluster) {
 	for _, n := range c.nodes {
 		n.mustHold(t, i, s.content)
 	}
-	s.mustBeFetched(t, 1)
+	s.mustBeFetched(t, 1.25) // what was on its way when the link was cut may come again
 }
 
 func originsGo(t *testing.T, c *cluster) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,7 +30,56 @@ func TestKinds(t *testing.T) {
 	t.Run("defaults are filled in", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("status", func(t *testing.T) { testStatus(t, c) })
 	t.Run("field selectors", func(t *testing.T) { testFieldSelectors(t, c) })
+	t.Run("an agent's cache has what is its own, and it can ask for all nodes", func(t *testing.T) { testAgentsCache(t, c, s.RESTConfig()) })
 	t.Run("the cache has no managed fields, and what is written from it keeps them", func(t *testing.T) { testManagedFields(t, c, s.RESTConfig()) })
+}
+
+func testAgentsCache(t *testing.T, c *store.Client, cfg *rest.Config) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	makeNode := func(name string) {
+		_, err := c.Nodes.Create(ctx, &v1alpha1.StorageNode{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		if err == nil {
+			_, err = c.Disks.Create(ctx, &v1alpha1.Disk{ObjectMeta: metav1.ObjectMeta{Name: "disk-of-" + name}, Spec: v1alpha1.DiskSpec{NodeName: name}}, metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	makeNode("mine")
+	makeNode("others")
+	s, err := store.New(cfg, store.Options{NodeName: "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	if err := s.Synced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if nodes, disks := s.Nodes.List(), s.Disks.List(); len(nodes) != 1 || nodes[0].Name != "mine" || len(disks) != 1 || disks[0].Name != "disk-of-mine" {
+		t.Errorf("the cache has %d nodes and %d disks", len(nodes), len(disks))
+	}
+	named := func(nodes []*v1alpha1.StorageNode, err error) (names []string) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			names = append(names, n.Name)
+		}
+		return names
+	}
+	if got := named(s.AllNodes(ctx)); !slices.Contains(got, "others") {
+		t.Errorf("all nodes are %v", got)
+	}
+	makeNode("new")
+	if got := named(s.FreshNodes(ctx)); !slices.Contains(got, "new") {
+		t.Errorf("fresh nodes are %v", got)
+	}
+	if got := named(s.AllNodes(ctx)); !slices.Contains(got, "new") {
+		t.Errorf("then all nodes are %v", got)
+	}
 }
 
 func testManagedFields(t *testing.T, c *store.Client, cfg *rest.Config) {
