@@ -122,7 +122,7 @@ func (r *receipts) run(ctx context.Context, volume, dir string, s *v1alpha1.Snap
 
 // fetch gets the content. What it is, its node says, which is asked first.
 func (r *receipts) fetch(ctx context.Context, dir string, s *v1alpha1.Snapshot, report func(fetch.Progress)) error {
-	peers, err := r.peers(s)
+	peers, err := r.peers(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -133,21 +133,23 @@ func (r *receipts) fetch(ctx context.Context, dir string, s *v1alpha1.Snapshot, 
 	}
 	_, err = fetch.FromPeers(ctx, fetch.PeerJob{
 		Dir: dir, Image: s.Name, ImageUID: string(s.UID), What: "snapshot " + s.Name, ContentDigest: record.ContentDigest,
-		Peers: func(context.Context) ([]fetch.Peer, error) { return r.peers(s) },
+		Peers: func(ctx context.Context) ([]fetch.Peer, error) { return r.peers(ctx, s) },
 	}, report)
 	return err
 }
 
-// peers is who has the snapshot: its node, as it is reached now.
-func (r *receipts) peers(s *v1alpha1.Snapshot) ([]fetch.Peer, error) {
+// peers is who has the snapshot: its node, as it is reached now. The API server is asked: the cache has only this node.
+func (r *receipts) peers(ctx context.Context, s *v1alpha1.Snapshot) ([]fetch.Peer, error) {
 	if _, here := r.engines.of(s.Spec.DiskUUID); here && r.offers != nil {
 		return []fetch.Peer{peer{r.offers, s}}, nil
 	}
-	n, known := r.store.Nodes.Get(s.Spec.NodeName)
+	n, err := r.store.Nodes.Live(ctx, s.Spec.NodeName)
 	switch {
 	case r.identity == nil:
 		return nil, backingimage.Errorf(backingimage.Unsupported, "snapshot %s is on node %s, and this node gets nothing from others", s.Name, s.Spec.NodeName)
-	case !known || n.Status.Address == "" || n.Status.PublicKeyHash == "":
+	case err != nil && !backingimage.Is(err, backingimage.NotFound):
+		return nil, err
+	case err != nil || n.Status.Address == "" || n.Status.PublicKeyHash == "":
 		return nil, backingimage.Errorf(backingimage.NotReady, "node %s, which has snapshot %s, does not say where it is reached", s.Spec.NodeName, s.Name)
 	}
 	return []fetch.Peer{transfer.NewSnapshotPeer(r.identity, n.Name, n.Status.Address, n.Status.PublicKeyHash, string(s.UID))}, nil
