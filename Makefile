@@ -68,12 +68,16 @@ nightly: ## Hold the plan of copies against a million random clusters, and fuzz 
 	PLINTH_PLAN_CASES=1000000 $(GO) test -count=1 -timeout 3h -run 'TestPlan' -v ./backingimage/controller
 	$(GO) test -run '^$$' -fuzz FuzzPlan -fuzztime 10m ./backingimage/controller
 
+.PHONY: crash
+crash: deps tools ## Kill backups, restores and collections of garbage many times over (needs root)
+	PLINTH_CRASH_ROUNDS=40 $(GO) test -count=1 -timeout 2h -run 'Kill' -v ./provisioner/backup ./cmd/plinth
+
 .PHONY: sanity
 sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
 .PHONY: e2e
-e2e: e2e-deps build ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
+e2e: e2e-deps build $(HELM_PROGRAM) ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
 	$(E2E) -timeout 90m .
 
 .PHONY: e2e-smoke

@@ -59,6 +59,10 @@ func accepted(document []byte) error {
 		}
 		_, err := provisioner.ParseSnapshotParameters(class.Parameters)
 		return err
+	case "BackupTarget":
+		return yaml.UnmarshalStrict(document, &v1alpha1.BackupTarget{})
+	case "BackupPolicy":
+		return yaml.UnmarshalStrict(document, &v1alpha1.BackupPolicy{})
 	case "PersistentVolumeClaim":
 		return yaml.UnmarshalStrict(document, &corev1.PersistentVolumeClaim{})
 	case "Pod":
@@ -105,7 +109,7 @@ func TestExamplesShowEachFeature(t *testing.T) {
 		all.Write(text)
 	}
 	for _, feature := range []string{"volumeBindingMode: WaitForFirstConsumer", "volumeBindingMode: Immediate", "volumeMode: Block", "prefetch: true", "secret: mirror", "provisioner-secret-name",
-		"plinth.dev/backing-image:", "type: snap", "type: bi", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
+		"plinth.dev/backing-image:", "type: snap", "type: bi", "type: bak", "accessModes: [ReadOnlyMany]", "ephemeral:", "kind: BackupTarget\n", "kind: BackupPolicy\n", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
 		if !strings.Contains(all.String(), feature) {
 			t.Errorf("no example has %q", feature)
 		}

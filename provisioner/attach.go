@@ -99,6 +99,9 @@ func waitsFor(s *store.Store, v *v1alpha1.Volume) string {
 	if !ok {
 		return cmp.Or(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
 	}
+	if v.Spec.Restore != nil && c.Status.State == v1alpha1.CopyReady {
+		return cmp.Or(v.Status.Message, "its agent has not begun to restore it yet")
+	}
 	return Progress(c)
 }
 

@@ -140,7 +140,13 @@ func (c *BackupController) ofImage(ctx context.Context, b *v1alpha1.Backup) (v1a
 
 // take takes the volume's point in time.
 func (c *BackupController) take(ctx context.Context, b *v1alpha1.Backup) (*v1alpha1.Backup, error) {
-	if b.Final() || b.Spec.Volume == "" || b.Status.Volume == nil {
+	if b.Final() {
+		return b, nil
+	}
+	if _, known := c.store.Nodes.Get(b.Status.NodeName); !known && b.Status.NodeName != "" {
+		return b, backingimage.Errorf(backingimage.Precondition, "node %s, which was to write it, was removed; make another backup", b.Status.NodeName)
+	}
+	if b.Spec.Volume == "" || b.Status.Volume == nil {
 		return b, nil
 	}
 	s, ok := c.store.Snapshots.Get(b.Status.Snapshot)

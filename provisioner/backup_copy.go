@@ -37,7 +37,7 @@ func (l *BackupLoop) copy(ctx context.Context, b *v1alpha1.Backup, r *backup.Rep
 	if err := l.engines.usable(b.Status.DiskUUID); err != nil {
 		return nil, err
 	}
-	session, err := r.Begin(ctx)
+	session, err := r.Begin(ctx, b.Spec.Full)
 	if err != nil {
 		return nil, err
 	}
@@ -208,14 +208,16 @@ func (c *copying) keepImage(ctx context.Context, image *v1alpha1.BackingImage) (
 		kept.SourceType, kept.SourceParameters = string(image.Spec.SourceType), parameters
 	}
 	digests := c.digests(image)
-	known, err := c.repository.FindImage(ctx, digest, digests)
-	if err != nil {
-		return nil, err
-	}
-	if known != nil {
-		if has, err := c.session.HasPages(ctx, known); err != nil || has {
-			kept.Content = *known
-			return kept, err
+	if !c.backup.Spec.Full { // which looks at each block
+		known, err := c.repository.FindImage(ctx, digest, digests)
+		if err != nil {
+			return nil, err
+		}
+		if known != nil {
+			if has, err := c.session.HasPages(ctx, known); err != nil || has {
+				kept.Content = *known
+				return kept, err
+			}
 		}
 	}
 	from := engine.From{Image: string(image.UID)}

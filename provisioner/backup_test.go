@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -246,6 +247,44 @@ func TestABackupGoesOnAfterARestart(t *testing.T) {
 			return string(b.Status.State), b.Status.State == v1alpha1.BackupReady
 		})
 	}
+	w.Stop()
+	left := w.Disks[0].Layout().StagedFill("gone") // of a volume whose object was removed by force
+	must(t, os.MkdirAll(left, 0o700))
+	w.Start()
+	w.eventually(t, "what a restore left", func() (string, bool) { _, err := os.Stat(left); return left, os.IsNotExist(err) })
 	w.create(t, provisioner.CreateRequest{Name: "back", SourceHandle: "bak://db/c"})
 	w.begins(t, "back", 7, 64<<20)
+}
+
+func TestAPolicyMakesBackupsAndKeepsSome(t *testing.T) {
+	w, ctx := newWorld(t), context.Background()
+	w.target(t, "nas", "file://"+t.TempDir(), "", metav1.ConditionTrue)
+	w.create(t, provisioner.CreateRequest{Name: "db", RequiredBytes: 8 << 20})
+	w.attach(t, "db")
+	spec := v1alpha1.BackupPolicySpec{Target: "nas", Schedule: "@every 1s", Volumes: []string{"db"}, KeepLast: 2}
+	_, err := w.Store.Policies.Create(ctx, &v1alpha1.BackupPolicy{ObjectMeta: metav1.ObjectMeta{Name: "often"}, Spec: spec})
+	must(t, err)
+	spec.Schedule = "whenever"
+	_, err = w.Store.Policies.Create(ctx, &v1alpha1.BackupPolicy{ObjectMeta: metav1.ObjectMeta{Name: "wrong"}, Spec: spec})
+	must(t, err)
+	made := map[string]bool{}
+	w.eventually(t, "backups", func() (string, bool) {
+		list, err := w.Store.Backups.LiveList(ctx)
+		must(t, err)
+		ready := 0
+		for _, b := range list {
+			if made[b.Name] = true; b.Status.State == v1alpha1.BackupReady && b.DeletionTimestamp == nil {
+				ready++
+			}
+		}
+		return fmt.Sprint(made, " of which there are ", ready), len(made) > 4 && ready == 2
+	})
+	_, err = w.Store.Policies.Modify(ctx, "often", func(p *v1alpha1.BackupPolicy) { p.Spec.Suspend = true })
+	must(t, err)
+	w.eventually(t, "a schedule that is none", func() (string, bool) {
+		p, err := w.Store.Policies.Live(ctx, "wrong")
+		must(t, err)
+		c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+		return fmt.Sprint(c), c != nil && c.Status == metav1.ConditionFalse && strings.Contains(c.Message, `"whenever"`)
+	})
 }

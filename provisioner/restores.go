@@ -190,6 +190,9 @@ func (l *VolumeLoop) under(ctx context.Context, v *v1alpha1.Volume, m *backup.Ma
 	if err != nil {
 		return engine.From{}, err
 	}
+	if image.Status.ContentDigest == "" { // the controller writes it a moment after the copy is ready
+		return engine.From{}, backingimage.Errorf(backingimage.NotReady, "the content digest of backing image %s is not known yet", image.Name)
+	}
 	if m.Image == nil || image.Status.ContentDigest != m.Image.ContentDigest {
 		return engine.From{}, backingimage.Errorf(backingimage.Precondition, "backing image %s does not have the content that the backup was made over; delete the volume and restore it over another image, or over none", image.Name)
 	}

@@ -47,13 +47,22 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
 	defer l.engines.disks.OnChange(l.wakeDisk)()
+	for _, d := range l.engines.disks.List() {
+		l.wakeDisk(d.UUID())
+	}
 	l.loop.Enqueue(strayReaders)
 	return l.loop.Run(ctx)
 }
 
-// wakeDisk enqueues the volumes of a disk, and a look for clones that nobody reads.
+// wakeDisk enqueues the volumes of a disk, those included of which there is only what a restore left, and a look for clones that nobody reads.
 func (l *VolumeLoop) wakeDisk(uuid string) {
 	l.loop.Enqueue(strayReaders)
+	if d, open := l.engines.disks.Get(uuid); open {
+		begun, _ := d.StagedFillIDs() // what cannot be listed now is when the disk is well again
+		for _, id := range begun {
+			l.loop.Enqueue(id)
+		}
+	}
 	for _, v := range l.store.Volumes.List() {
 		if v.Spec.DiskUUID == uuid {
 			l.loop.Enqueue(v.Name)
@@ -77,7 +86,7 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	v, ok := l.store.Volumes.Get(name)
 	if !ok {
-		return 0, nil
+		return 0, l.forget(ctx, name)
 	}
 	e, mine := l.engines.of(v.Spec.DiskUUID)
 	if !mine {
@@ -104,6 +113,25 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
 	}
 	return l.report(ctx, e, v, err)
+}
+
+// forget removes what a restore left of a volume whose object is gone without its agent.
+func (l *VolumeLoop) forget(ctx context.Context, name string) error {
+	l.restores.stop(name)
+	for _, d := range l.engines.disks.List() {
+		begun, err := d.StagedFillIDs()
+		if err != nil || !slices.Contains(begun, name) {
+			continue
+		}
+		if _, err := l.store.Volumes.Live(ctx, name); !backingimage.Is(err, backingimage.NotFound) {
+			return err // the cache is behind
+		}
+		klog.FromContext(ctx).Info("Removing what was restored of a volume that is gone", "volume", name, "disk", d.UUID())
+		if err := d.RemoveStagedFill(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // diskTroubled says at a volume what is wrong with its disk; the disk's recovery brings us back. What the volume was, it stays.

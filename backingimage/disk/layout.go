@@ -56,8 +56,10 @@ func (l Layout) StagedVolume(id string) string {
 
 // StagedFill is where a volume is made whose content comes from elsewhere. What is there is gone on with.
 func (l Layout) StagedFill(id string) string {
-	return filepath.Join(string(l), "staging", "fill-"+id)
+	return filepath.Join(string(l), "staging", fillPrefix+id)
 }
+
+const fillPrefix = "fill-"
 
 // StagedSnapshot is where a snapshot is made before it is renamed to Snapshot.
 func (l Layout) StagedSnapshot(id string) string {

@@ -24,6 +24,17 @@ func (d *Disk) VolumeIDs() ([]string, error) { return names(d.layout.Volumes(), 
 // SnapshotIDs are the snapshots on the disk, sorted, whoever made them.
 func (d *Disk) SnapshotIDs() ([]string, error) { return names(d.layout.Snapshots(), "") }
 
+// StagedFillIDs are the volumes whose content is on its way, or was when the agent was killed, sorted.
+func (d *Disk) StagedFillIDs() ([]string, error) { return names(d.layout.Staging(), fillPrefix) }
+
+// RemoveStagedFill removes what came of a volume's content. The volume itself stays, if there is one.
+func (d *Disk) RemoveStagedFill(id string) error {
+	if err := CheckName("volume ID", id); err != nil {
+		return err
+	}
+	return d.layout.Remove(d.layout.StagedFill(id))
+}
+
 // UsedBytes are allocated to the files in a directory, as far as they can be read; what they share with others is counted in full.
 func UsedBytes(dir string) int64 {
 	used := int64(0)

@@ -52,7 +52,7 @@ not read.`,
 	f.StringVar(&r.image, "image", "", "`image` to back up instead of a volume")
 	f.StringVar(&r.target, "target", "", "`name` of the backup target (default: the only one)")
 	f.StringVar(&r.name, "name", "", "`name` of the backup (default: the volume's, with the time)")
-	f.BoolVar(&r.full, "full", false, "read all of the volume's data, not only what changed")
+	f.BoolVar(&r.full, "full", false, "read all of the volume's data, not only what changed, and what the target has of it, so that what is damaged there is replaced")
 	f.StringToStringVar(&r.labels, "label", nil, "`key=value` that is kept with the backup; may be repeated")
 	f.BoolVar(&r.wait, "wait", true, "show the progress, and return when the backup is complete")
 	f.DurationVar(&r.timeout, "timeout", defaultBackupTimeout, "how long to wait; the backup goes on after it")

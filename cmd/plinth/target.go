@@ -99,7 +99,7 @@ can be restored without it. A place that is encrypted stays so.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&t.Spec.URL, "url", "", "`URL`: s3://bucket/prefix, gs://bucket/prefix, azblob://container/prefix or file:///directory")
+	f.StringVar(&t.Spec.URL, "url", "", "`URL`: s3://bucket/prefix or file:///directory")
 	f.StringVar(&t.Spec.Secret, "secret", "", "`name` of the secret with the keys")
 	f.StringVar(&t.Spec.SecretNamespace, "secret-namespace", "", "`namespace` of the secret (default: default)")
 	f.StringVar(&upload, "upload-limit", "", "most `bytes` a second that each node sends, e.g. 50Mi (default: no limit)")

@@ -109,7 +109,7 @@ func mustSave(tb testing.TB, r *backup.Repository, id string, m backup.Manifest,
 
 func save(r *backup.Repository, id string, m backup.Manifest, in backup.Input) (*backup.Manifest, error) {
 	ctx := context.Background()
-	s, err := r.Begin(ctx)
+	s, err := r.Begin(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +203,7 @@ func TestAVolumeHoldsWhatDiffersFromItsImage(t *testing.T) {
 		clear(volume[8<<20 : 8<<20+4096]) // data became zeros
 		changed := []engine.Extent{{Offset: 5 << 20, Bytes: 1 << 20}, {Offset: 8 << 20, Bytes: 4096}}
 		var m backup.Manifest
-		s, err := r.Begin(ctx)
+		s, err := r.Begin(ctx, false)
 		must(t, err)
 		m.Image = &backup.Image{Name: "fedora", ContentDigest: "d"}
 		m.Image.Content, err = s.Write(ctx, whole(image), nil)
@@ -243,7 +243,7 @@ func TestUnchangedPartsAreNotRead(t *testing.T) {
 				func() engine.Extent { volume = volume[:9<<20]; return engine.Extent{} },
 			} {
 				e := change()
-				s, err := r.Begin(ctx)
+				s, err := r.Begin(ctx, false)
 				must(t, err)
 				has, err := s.HasPages(ctx, &last.Content)
 				if err != nil || !has {

@@ -156,7 +156,7 @@ func TestWhatArrivedIsNotSentAgain(t *testing.T) {
 		r := p.mustOpen(t, o)
 		volume := content(1, 32<<20)
 		ctx, cancel := context.WithCancel(context.Background())
-		s, err := r.Begin(ctx)
+		s, err := r.Begin(ctx, false)
 		must(t, err)
 		_, err = s.Write(ctx, whole(volume), func(p backup.Progress) {
 			if p.DoneBytes >= 16<<20 {

@@ -119,7 +119,7 @@ func condemnAll(tb testing.TB, p *place) {
 func TestASessionIsToldWhatWasCondemnedMeanwhile(t *testing.T) {
 	p := directory(t)
 	r, ctx := p.mustOpen(t, backup.Options{Grace: time.Hour}), context.Background()
-	s, err := r.Begin(ctx)
+	s, err := r.Begin(ctx, false)
 	must(t, err)
 	volume := content(1, 5<<20)
 	m := backup.Manifest{ID: "b-1", Volume: &backup.Volume{Name: "web-1"}}

@@ -115,6 +115,32 @@ func readAll(t *testing.T, r *backup.Repository, m *backup.Manifest) error {
 	return err
 }
 
+// TestAFullBackupMendsTheTarget: what is damaged is replaced by whoever proves what he finds.
+func TestAFullBackupMendsTheTarget(t *testing.T) {
+	for as, o := range map[string]backup.Options{"plain": {}, "encrypted": {Key: key}} {
+		p, ctx := directory(t), context.Background()
+		r, volume := p.mustOpen(t, o), content(1, 5<<20)
+		mustSave(t, r, "b-1", backup.Manifest{}, whole(volume))
+		for _, folder := range []string{"blocks", "pages"} {
+			path := mustFind(t, p, folder)[0]
+			object, err := os.ReadFile(path)
+			must(t, err)
+			object[len(object)-1] ^= 1
+			must(t, os.WriteFile(path, object, 0o600))
+		}
+		s, err := r.Begin(ctx, true)
+		must(t, err)
+		m := backup.Manifest{ID: "b-2", Volume: &backup.Volume{Name: "web-1"}}
+		m.Content, err = s.Write(ctx, whole(volume), nil)
+		must(t, err)
+		must(t, s.Finish(ctx, &m))
+		if m.Stats.NewBytes == 0 || m.Stats.NewBytes > backup.BlockBytes {
+			t.Errorf("%s: %d bytes were sent", as, m.Stats.NewBytes)
+		}
+		mustRestore(t, r, "b-1", volume)
+	}
+}
+
 func TestBombsAreNotExpanded(t *testing.T) {
 	for name, says := range map[string]uint32{"that lies": 3 << 19, "that says so": 128 << 20} {
 		p := directory(t)

@@ -13,6 +13,7 @@ import (
 // comment. Its methods are safe for concurrent use.
 type Session struct {
 	repository *Repository
+	prove      bool
 	clock      func() time.Time // monotonic
 
 	renewing  sync.Mutex
@@ -26,10 +27,10 @@ type Session struct {
 	stats Stats
 }
 
-// Begin starts a session.
-func (r *Repository) Begin(ctx context.Context) (*Session, error) {
+// Begin starts a session. With prove it reads back what it finds in the store before it relies on it, and replaces what is damaged.
+func (r *Repository) Begin(ctx context.Context, prove bool) (*Session, error) {
 	s := &Session{
-		repository: r, clock: time.Now,
+		repository: r, prove: prove, clock: time.Now,
 		known: map[string]bool{}, condemned: map[string]bool{}, relied: map[string]bool{}, pages: map[ID]bool{},
 	}
 	return s, s.renew(ctx)
@@ -107,7 +108,7 @@ func (s *Session) forget(names []string) {
 func (s *Session) find(ctx context.Context, kind byte, id ID) (string, error) {
 	name := nameOf(kind, id)
 	if s.usable(name) {
-		there, err := s.repository.isThere(ctx, kind, name)
+		there, err := s.isThere(ctx, kind, id, name)
 		if err != nil || there {
 			return name, err
 		}
@@ -118,13 +119,25 @@ func (s *Session) find(ctx context.Context, kind byte, id ID) (string, error) {
 		if !s.usable(o.Name) {
 			return nil
 		}
-		there, err := s.repository.isThere(ctx, kind, o.Name)
+		there, err := s.isThere(ctx, kind, id, o.Name)
 		if err == nil && there {
 			found, err = o.Name, errEnough
 		}
 		return err
 	})
 	return found, err
+}
+
+// isThere reports whether an object is; when the session proves, whether it is what its name says.
+func (s *Session) isThere(ctx context.Context, kind byte, id ID, name string) (bool, error) {
+	if !s.prove {
+		return s.repository.isThere(ctx, kind, name)
+	}
+	_, err := s.repository.fetchName(ctx, kind, id, name, nil)
+	if backingimage.Is(err, backingimage.NotFound) || backingimage.Is(err, backingimage.Corrupt) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // keep sees to it that an object with this content is there, and returns its name. buffer is used for what is sent.

@@ -32,7 +32,7 @@ func (v Verified) Err() error {
 	if more := v.Damaged - int64(len(v.Damage)); more > 0 {
 		errs = append(errs, fmt.Errorf("and %d more", more))
 	}
-	return backingimage.Errorf(backingimage.Corrupt, "%d objects of the backup are damaged or missing: %w; a new full backup of the volume puts them back as far as its content is the same", v.Damaged, errors.Join(errs...))
+	return backingimage.Errorf(backingimage.Corrupt, "%d objects of the backup are damaged or missing: %w; a full backup (--full) puts them back as far as the volume and its image still have the same content", v.Damaged, errors.Join(errs...))
 }
 
 // Verify reads everything back that a backup needs, and proves it. What is damaged is in the result; an error says that it could not

@@ -25,7 +25,7 @@ import (
 
 func main() {
 	plinth := flag.String("plinth", "bin/plinth", "the binary to measure")
-	only := flag.String("only", "", "run only this `program`: clone, fetch, peers, plan or standalone")
+	only := flag.String("only", "", "run only this `program`: backup, clone, fetch, peers, plan or standalone")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -51,7 +51,7 @@ func run(ctx context.Context, plinth, only string) error {
 	programs := []struct {
 		name string
 		args []string
-	}{{"clone", nil}, {"fetch", nil}, {"peers", nil}, {"plan", nil}, {"standalone", []string{"-plinth", plinth}}}
+	}{{"backup", nil}, {"clone", nil}, {"fetch", nil}, {"peers", nil}, {"plan", nil}, {"standalone", []string{"-plinth", plinth}}}
 	var all []comparison
 	var failures []error
 	for _, p := range programs {

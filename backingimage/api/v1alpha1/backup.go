@@ -29,7 +29,8 @@ type BackupSpec struct {
 	// Image is the name of the BackingImage that is backed up.
 	// +optional
 	Image string `json:"image,omitempty"`
-	// Full reads all of the volume again instead of what changed since its last backup.
+	// Full reads all of the volume again instead of what changed since its last backup, and reads back what the target has of it, so that
+	// what is damaged there is replaced.
 	// +optional
 	Full bool `json:"full,omitempty"`
 	// Policy is the name of the BackupPolicy that made this backup, and that removes it.

@@ -102,7 +102,7 @@ func (all Openers) Open(ctx context.Context, l Location, access source.Options, 
 		open, ok = openDirectory, true
 	}
 	if !ok {
-		return nil, backingimage.Errorf(backingimage.Unsupported, "backup target %s: this program has no %s:// stores", l, l.Scheme)
+		return nil, backingimage.Errorf(backingimage.Unsupported, "backup target %s: this version keeps no backups in %s://; use s3:// or file://", l, l.Scheme)
 	}
 	b, err := open(ctx, l, access)
 	if err != nil {
