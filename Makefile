@@ -43,7 +43,7 @@ RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./ba
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)
