@@ -43,7 +43,7 @@ RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./ba
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)
@@ -77,7 +77,7 @@ sanity: deps ## Run csi-sanity over the real server, engine and API
 	$(GO) test -count=1 -timeout 15m -run 'Sanity' -v ./csi/...
 
 .PHONY: e2e
-e2e: e2e-deps build ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
+e2e: e2e-deps build $(HELM_PROGRAM) ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
 	$(E2E) -timeout 90m .
 
 .PHONY: e2e-smoke
