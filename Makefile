@@ -38,12 +38,12 @@ KUSTOMIZE_PROGRAM := $(TOOLS)/kustomize-$(KUSTOMIZE)
 HELM_PROGRAM      := $(TOOLS)/helm-$(HELM)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/cluster ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/backup/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)

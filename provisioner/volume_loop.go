@@ -54,6 +54,7 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 		return err
 	}
 	l.running = ctx
+	defer l.restores.stopAll()
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
@@ -143,6 +144,9 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 		if err = l.make(ctx, e, v); err == nil {
 			info, err = e.Stat(ctx, name)
 		}
+	}
+	if err == nil {
+		l.restores.forget(name)
 	}
 	if err == nil && info.Bytes < v.Spec.CapacityBytes {
 		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
