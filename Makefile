@@ -38,12 +38,12 @@ KUSTOMIZE_PROGRAM := $(TOOLS)/kustomize-$(KUSTOMIZE)
 HELM_PROGRAM      := $(TOOLS)/helm-$(HELM)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/cluster ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/backup/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a temporary directory (needs root)
@@ -78,7 +78,7 @@ sanity: deps ## Run csi-sanity over the real server, engine and API
 
 .PHONY: e2e
 e2e: e2e-deps build $(HELM_PROGRAM) ## Run Plinth in a real Kubernetes of three nodes, built once into the user's cache (needs root); see test/e2e
-	$(E2E) -timeout 90m -helm '$(HELM_PROGRAM)' .
+	$(E2E) -timeout 90m .
 
 .PHONY: e2e-smoke
 e2e-smoke: e2e-deps build ## The same, for a few minutes: what must never break
@@ -86,7 +86,7 @@ e2e-smoke: e2e-deps build ## The same, for a few minutes: what must never break
 
 .PHONY: e2e-remote
 e2e-remote: $(HELM_PROGRAM) ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, TEST_IMAGE=…
-	$(E2E) -timeout 90m -helm '$(HELM_PROGRAM)' -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
+	$(E2E) -timeout 90m -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
 
 .PHONY: e2e-shell
 e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends with it

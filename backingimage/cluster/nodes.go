@@ -38,12 +38,12 @@ func NewNodes(cfg *rest.Config) (*Nodes, error) {
 		return nil, err
 	}
 	n := &Nodes{cfg: cfg, client: in("")}
-	n.informer = cache.NewSharedIndexInformer(&cache.ListWatch{
+	n.informer = cache.NewSharedIndexInformer(store.PlainLists{ListWatch: &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return n.client.List(ctx, o) },
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return n.client.Watch(ctx, o)
 		},
-	}, &corev1.Node{}, 0, nil)
+	}}, &corev1.Node{}, 0, nil)
 	if err := n.informer.SetTransform(slim); err != nil {
 		return nil, fmt.Errorf("watch nodes: %w", err)
 	}

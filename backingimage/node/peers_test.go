@@ -141,14 +141,14 @@ func TestAReceiverGoesOnWithWhoHasAPart(t *testing.T) {
 	data := dataBytes(w.Content)
 	received := func(of int) float64 { return c[of].Peering.Count(t, "plinth_peer_bytes_total") }
 
-	link.Pass(int64(data / 4))
+	link.Pass(int64(data / 2)) // of which what is in buffers may be lost
 	c[1].Start()
 	wants(t, c[0], "image", 2)
 	until(t, "n1 is cut off", link.Cut)
 	untilSays(t, c[0], "n2", "n1 is silent")
 	first := received(1)
-	if first == 0 || first >= data/4 {
-		t.Fatalf("n2 has %.0f bytes of the %.0f that came through", first, data/4)
+	if first == 0 || first >= data/2 {
+		t.Fatalf("n2 has %.0f bytes of the %.0f that came through", first, data/2)
 	}
 	c[2].Start()
 	wants(t, c[0], "image", 3)
@@ -158,7 +158,7 @@ func TestAReceiverGoesOnWithWhoHasAPart(t *testing.T) {
 	}
 
 	c[1].Stop()
-	link.Pass(int64(data / 4))
+	link.Pass(int64(data * 3 / 8))
 	until(t, "n1 is cut off again", link.Cut)
 	c[1].Start() // its counters begin at 0
 	until(t, "n2 has what n3 has", func() bool { return received(1) > 0 && first+received(1) == received(2) })

@@ -50,7 +50,7 @@ func (i indexes[T]) indexers() cache.Indexers {
 
 func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string, by indexes[T]) *Kind[T] {
 	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
-	lw := plainLists{&cache.ListWatch{
+	lw := PlainLists{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = fieldSelector
 			return client.List(ctx, o)
@@ -76,12 +76,12 @@ func withoutManagedFields(o any) (any, error) {
 	return o, nil
 }
 
-// plainLists fills a cache with a list and not by streaming: a stream's end is only told with the server's next bookmark,
+// PlainLists fills a cache with a list and not by streaming: a stream's end is only told with the server's next bookmark,
 // about a second later, which would be most of the time that a start takes.
-type plainLists struct{ *cache.ListWatch }
+type PlainLists struct{ *cache.ListWatch }
 
 // IsWatchListSemanticsUnSupported is how a reflector asks.
-func (plainLists) IsWatchListSemanticsUnSupported() bool { return true }
+func (PlainLists) IsWatchListSemanticsUnSupported() bool { return true }
 
 // Get returns the object from the cache, and whether it is there.
 func (k *Kind[T]) Get(name string) (T, bool) {

@@ -22,7 +22,6 @@ var (
 	kept       = flag.String("logs", "../../bin/e2e", "directory for what failed tests leave to read")
 	kubeconfig = flag.String("kubeconfig", "", "test in this cluster, in which Plinth is installed, instead of one of our own")
 	serveAt    = flag.String("serve-images-at", "", "with -kubeconfig: host:port of this machine where the cluster's nodes can reach it")
-	helm       = flag.String("helm", "helm", "the program helm")
 	testImage  = flag.String("test-image", "plinth.dev/e2e/test:1", "image of the pods: busybox with the sandbox's commands at its place")
 )
 

@@ -5,6 +5,7 @@
   args:
     {{- include "plinth.sidecarArgs" . | nindent 4 }}
     - --extra-create-metadata
+    - --controller-publish-readonly
     - --strict-topology
     - --enable-capacity
     - --capacity-ownerref-level=2
