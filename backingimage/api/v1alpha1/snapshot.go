@@ -24,9 +24,10 @@ const (
 // SnapshotFinalizer keeps a Snapshot until its agent has removed its file.
 const SnapshotFinalizer = "plinth.dev/snapshot"
 
-// SnapshotSpec is what the CSI controller decided. It never changes.
+// SnapshotSpec is what the CSI controller decided. It never changes, but for the node, when the disk is plugged into another.
 //
-// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a snapshot's spec is immutable; delete the snapshot and take another"
+// +kubebuilder:validation:XValidation:rule="self.name == oldSelf.name && self.volume == oldSelf.volume && self.type == oldSelf.type && self.diskUUID == oldSelf.diskUUID",message="a snapshot's spec is immutable, but for nodeName; delete the snapshot and take another"
+// +kubebuilder:validation:XValidation:rule="has(self.image) == has(oldSelf.image) && (!has(self.image) || self.image == oldSelf.image) && has(self.targetVolume) == has(oldSelf.targetVolume) && (!has(self.targetVolume) || self.targetVolume == oldSelf.targetVolume)",message="a snapshot's image and targetVolume are immutable"
 // +kubebuilder:validation:XValidation:rule="(self.type == 'clone') == has(self.targetVolume)",message="targetVolume: is for snapshots of type clone, and needed there"
 type SnapshotSpec struct {
 	// Name that the orchestrator asked for, e.g. snapshot-<uid>. The object's name is derived from it.
