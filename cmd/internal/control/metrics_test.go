@@ -35,16 +35,11 @@ func TestMetricsTellOfObjectsWhileThisProcessLeads(t *testing.T) {
 	leads = true
 	got := mustGather(t, r)
 	for name, want := range map[string]float64{
-<<<<<<< HEAD
-		"plinth_leader": 1, `plinth_images state="ready"`: 1, `plinth_volumes state="pending"`: 1,
-		`plinth_backups state="ready"`: 1, `plinth_backups state="failed"`: 0, `plinth_backup_targets ready="false"`: 1,
-		`plinth_backup_newest_timestamp_seconds target="nas" volume="v"`: 1000,
-		`plinth_image_copies_ready image="fedora"`:                       1, `plinth_image_copies_wanted image="fedora"`: 3,
-=======
 		"plinth_volumes_abnormal": 0, "plinth_leader": 1, `plinth_images state="ready"`: 1, `plinth_volumes state="pending"`: 1,
 		`plinth_image_copies_ready image="fedora"`: 1, `plinth_image_copies_wanted image="fedora"`: 3,
->>>>>>> main
-		`plinth_disk_capacity_bytes disk="d1" node="n1" path="/srv"`: 1000, `plinth_disk_available_bytes disk="d1" node="n1" path="/srv"`: 120,
+		`plinth_backups state="ready"`: 1, `plinth_backups state="failed"`: 0, `plinth_backup_targets ready="false"`: 1,
+		`plinth_backup_newest_timestamp_seconds target="nas" volume="v"`: 1000,
+		`plinth_disk_capacity_bytes disk="d1" node="n1" path="/srv"`:     1000, `plinth_disk_available_bytes disk="d1" node="n1" path="/srv"`: 120,
 		`plinth_disk_ready disk="d1" node="n1" path="/srv"`: 0, `plinth_disk_full disk="d1" node="n1" path="/srv"`: 0, `plinth_disk_orphans disk="d1" node="n1" path="/srv"`: 1,
 	} {
 		if value, told := got[name]; !told || value != want {
