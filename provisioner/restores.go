@@ -138,7 +138,7 @@ func (r *restores) stop(volume string) {
 
 // restore makes the volume of its backup: nil when it is made, NotReady with the progress until then.
 func (l *VolumeLoop) restore(ctx context.Context, e engine.Engine, volume engine.Volume, v *v1alpha1.Volume) error {
-	if l.repositories == nil {
+	if l.sources.Repositories == nil {
 		return backingimage.Errorf(backingimage.Unsupported, "this agent cannot read backup targets")
 	}
 	if v.Spec.Image != nil {
@@ -160,7 +160,7 @@ func (l *VolumeLoop) restore(ctx context.Context, e engine.Engine, volume engine
 
 // fill is one attempt of a restore.
 func (l *VolumeLoop) fill(ctx context.Context, e engine.Engine, volume engine.Volume, v *v1alpha1.Volume, say func(string)) error {
-	r, err := l.repositories.Open(ctx, v.Spec.Restore.Target)
+	r, err := l.sources.Repositories.Open(ctx, v.Spec.Restore.Target)
 	if err != nil {
 		return err
 	}
