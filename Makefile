@@ -38,8 +38,8 @@ KUSTOMIZE_PROGRAM := $(TOOLS)/kustomize-$(KUSTOMIZE)
 HELM_PROGRAM      := $(TOOLS)/helm-$(HELM)
 
 # Packages that the race detector watches: those with concurrency of their own that build without the API server.
-RACE ?= ./backingimage ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
-	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/engine/...
+RACE ?= ./backingimage ./backingimage/cluster ./backingimage/command/... ./backingimage/controller ./backingimage/credential/... ./backingimage/disk/... ./backingimage/durable/... ./backingimage/fetch/... ./backingimage/format/... \
+	./backingimage/manifest/... ./backingimage/parallel/... ./backingimage/placement/... ./backingimage/reconcile/... ./backingimage/source/... ./backingimage/transfer/... ./provisioner/backup/... ./provisioner/engine/...
 
 .PHONY: help
 help: ## List the targets

@@ -10,7 +10,7 @@
 //   - exclusion: one call at a time for each volume and service; a second answers Aborted and does not wait;
 //   - the method: parse the request into domain words or refuse it, ask provisioner, translate the answer.
 //
-// Identity is always served, Controller and Node as they are given.
+// Identity is always served, Controller (and SnapshotMetadata with it) and Node as they are given.
 //
 // # Staging
 //

@@ -85,11 +85,12 @@ func New(o Options) (*Server, error) {
 		options: o,
 		socket:  socket,
 		serving: make(chan struct{}),
-		grpc:    grpc.NewServer(grpc.ChainUnaryInterceptor(observer.observe, newLocks(o.Clock).exclude)),
+		grpc:    grpc.NewServer(grpc.ChainUnaryInterceptor(observer.observe, newLocks(o.Clock).exclude), grpc.StreamInterceptor(observer.observeStream)),
 	}
 	csi.RegisterIdentityServer(s.grpc, &identity{name: o.DriverName, version: o.Version, ready: o.Ready})
 	if o.Controller != nil {
 		csi.RegisterControllerServer(s.grpc, &controller{volumes: o.Controller})
+		csi.RegisterSnapshotMetadataServer(s.grpc, &metadata{volumes: o.Controller})
 	}
 	stopping, stop := context.WithCancel(context.Background())
 	s.stop = stop

@@ -14,6 +14,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // TestExamplesAreAccepted holds every object of the examples against what would read it: no unknown field, and parameters that the driver
@@ -60,7 +61,12 @@ func accepted(document []byte) error {
 		_, err := provisioner.ParseSnapshotParameters(class.Parameters)
 		return err
 	case "BackupTarget":
-		return yaml.UnmarshalStrict(document, &v1alpha1.BackupTarget{})
+		var target v1alpha1.BackupTarget
+		if err := yaml.UnmarshalStrict(document, &target); err != nil {
+			return err
+		}
+		_, err := object.ParseLocation("spec.url", target.Spec.URL)
+		return err
 	case "BackupPolicy":
 		return yaml.UnmarshalStrict(document, &v1alpha1.BackupPolicy{})
 	case "PersistentVolumeClaim":
@@ -109,7 +115,7 @@ func TestExamplesShowEachFeature(t *testing.T) {
 		all.Write(text)
 	}
 	for _, feature := range []string{"volumeBindingMode: WaitForFirstConsumer", "volumeBindingMode: Immediate", "volumeMode: Block", "prefetch: true", "secret: mirror", "provisioner-secret-name",
-		"plinth.dev/backing-image:", "type: snap", "type: bi", "type: bak", "accessModes: [ReadOnlyMany]", "ephemeral:", "kind: BackupTarget\n", "kind: BackupPolicy\n", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
+		"plinth.dev/backing-image:", "type: snap", "type: bi", "type: bak", "fromBackup:", "keepDaily", "accessModes: [ReadOnlyMany]", "ephemeral:", "kind: BackupTarget\n", "kind: BackupPolicy\n", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
 		if !strings.Contains(all.String(), feature) {
 			t.Errorf("no example has %q", feature)
 		}

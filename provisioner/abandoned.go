@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -15,8 +16,8 @@ import (
 	"plinth.dev/plinth/backingimage/store"
 )
 
-// Abandoned is the loop for volumes whose disk and agent are both gone from the cluster, so that nobody else says or does anything about
-// them. It says so at the volume, whose data may still be on a machine that somebody can bring back; and lets a volume go that is
+// Abandoned is the loop for volumes and snapshots whose disk and agent are both gone from the cluster, so that nobody else says or does anything about
+// them. It says so at the volume, whose data may still be on a machine that somebody can bring back; and lets a volume or snapshot go that is
 // being deleted. Whatever is left of that on the disk is an orphan when it returns, and is reported and not removed.
 type Abandoned struct {
 	store *store.Store
@@ -36,34 +37,62 @@ func (a *Abandoned) Run(ctx context.Context) error {
 		return err
 	}
 	defer a.store.Volumes.OnChange(func(v *v1alpha1.Volume) { a.loop.Enqueue(v.Name) })()
+	defer a.store.Snapshots.OnChange(func(s *v1alpha1.Snapshot) { a.loop.Enqueue(snapshotPrefix + s.Name) })()
 	defer a.store.Disks.OnChange(func(d *v1alpha1.Disk) {
 		if _, exists := a.store.Disks.Get(d.Name); !exists {
-			a.wake(func(v *v1alpha1.Volume) bool { return v.Spec.DiskUUID == d.Name })
+			a.wake(func(disk, _ string) bool { return disk == d.Name })
 		}
 	})()
 	defer a.store.Nodes.OnChange(func(n *v1alpha1.StorageNode) {
 		if _, exists := a.store.Nodes.Get(n.Name); !exists {
-			a.wake(func(v *v1alpha1.Volume) bool { return v.Spec.NodeName == n.Name })
+			a.wake(func(_, node string) bool { return node == n.Name })
 		}
 	})()
 	return a.loop.Run(ctx)
 }
 
-func (a *Abandoned) wake(which func(*v1alpha1.Volume) bool) {
+// snapshotPrefix begins the names of snapshots in the queue, which no volume's name does.
+const snapshotPrefix = "snapshot/"
+
+func (a *Abandoned) wake(which func(disk, node string) bool) {
 	for _, v := range a.store.Volumes.List() {
-		if which(v) {
+		if which(v.Spec.DiskUUID, v.Spec.NodeName) {
 			a.loop.Enqueue(v.Name)
+		}
+	}
+	for _, s := range a.store.Snapshots.List() {
+		if which(s.Spec.DiskUUID, s.Spec.NodeName) {
+			a.loop.Enqueue(snapshotPrefix + s.Name)
 		}
 	}
 }
 
-// Reconcile looks at one volume.
+// letGo lets a snapshot go that is being deleted, where nobody else does.
+func (a *Abandoned) letGo(ctx context.Context, name string) error {
+	s, ok := a.store.Snapshots.Get(name)
+	if !ok || s.DeletionTimestamp == nil || s.Spec.NodeName == "" {
+		return nil
+	}
+	if is, err := a.is(ctx, s.Spec.DiskUUID, s.Spec.NodeName); err != nil || !is {
+		return err
+	}
+	klog.FromContext(ctx).Info("Letting go of a snapshot whose disk and node are gone", "snapshot", name, "disk", s.Spec.DiskUUID, "node", s.Spec.NodeName)
+	_, err := a.store.Snapshots.Modify(ctx, name, func(now *v1alpha1.Snapshot) {
+		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.SnapshotFinalizer })
+	})
+	return backingimage.IgnoreNotFound(err)
+}
+
+// Reconcile looks at one volume or snapshot.
 func (a *Abandoned) Reconcile(ctx context.Context, name string) (time.Duration, error) {
+	if snapshot, is := strings.CutPrefix(name, snapshotPrefix); is {
+		return 0, a.letGo(ctx, snapshot)
+	}
 	v, ok := a.store.Volumes.Get(name)
 	if !ok || v.Spec.NodeName == "" {
 		return 0, nil
 	}
-	is, err := a.is(ctx, v)
+	is, err := a.is(ctx, v.Spec.DiskUUID, v.Spec.NodeName)
 	if err != nil || !is {
 		return 0, err
 	}
@@ -81,20 +110,20 @@ func (a *Abandoned) Reconcile(ctx context.Context, name string) (time.Duration, 
 	return 0, backingimage.IgnoreNotFound(err)
 }
 
-// is reports whether a volume's disk is not registered, and its node is not or is silent: while an agent is heard, the volume
+// is reports whether a disk is not registered, and its node is not or is silent: while an agent is heard, what is there
 // is its affair. The API server is asked before that is said.
-func (a *Abandoned) is(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
-	if _, registered := a.store.Disks.Get(v.Spec.DiskUUID); registered {
+func (a *Abandoned) is(ctx context.Context, disk, node string) (bool, error) {
+	if _, registered := a.store.Disks.Get(disk); registered {
 		return false, nil
 	}
-	if n, registered := a.store.Nodes.Get(v.Spec.NodeName); registered && meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady) {
+	if n, registered := a.store.Nodes.Get(node); registered && meta.IsStatusConditionTrue(n.Status.Conditions, v1alpha1.ConditionReady) {
 		return false, nil
 	}
-	_, err := a.store.Disks.Live(ctx, v.Spec.DiskUUID)
+	_, err := a.store.Disks.Live(ctx, disk)
 	if !backingimage.Is(err, backingimage.NotFound) {
 		return false, err
 	}
-	n, err := a.store.Nodes.Live(ctx, v.Spec.NodeName)
+	n, err := a.store.Nodes.Live(ctx, node)
 	if backingimage.Is(err, backingimage.NotFound) {
 		return true, nil
 	}

@@ -3,6 +3,7 @@ package provisioner
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -50,7 +51,25 @@ func (l *BackupLoop) copy(ctx context.Context, b *v1alpha1.Backup, r *backup.Rep
 	if err := write(ctx, m); err != nil {
 		return nil, err
 	}
-	return m, session.Finish(ctx, m)
+	if err := l.stillWanted(ctx, b); err != nil {
+		return nil, err
+	}
+	if err := session.Finish(ctx, m); err != nil {
+		return nil, err
+	}
+	if err := l.stillWanted(ctx, b); backingimage.Is(err, backingimage.NotFound) { // who removed it found nothing in the target yet
+		return nil, errors.Join(err, r.Remove(ctx, m.ID))
+	}
+	return m, nil
+}
+
+// stillWanted is NotFound when the backup's object is gone or going. The API server is asked: nothing else removes what is written now.
+func (l *BackupLoop) stillWanted(ctx context.Context, b *v1alpha1.Backup) error {
+	now, err := l.store.Backups.Live(ctx, b.Name)
+	if err == nil && (now.UID != b.UID || now.DeletionTimestamp != nil) {
+		err = backingimage.Errorf(backingimage.NotFound, "backup %s was deleted", b.Name)
+	}
+	return err
 }
 
 // image writes the backup of an image.

@@ -29,6 +29,7 @@ const (
 	targetInterval  = 5 * time.Minute
 	troubleInterval = 30 * time.Second
 	collectInterval = 6 * time.Hour
+	checkTimeout    = 40 * time.Second // of one look, so that what does not answer is soon told
 )
 
 // NewBackupTargets makes the loop; it starts nothing.
@@ -86,6 +87,8 @@ func (t *BackupTargets) Reconcile(ctx context.Context, name string) (time.Durati
 
 // check is nil when the target can be read and written.
 func (t *BackupTargets) check(ctx context.Context, name string) (*backup.Repository, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
 	r, err := t.repositories.Make(ctx, name)
 	if err != nil {
 		return nil, err

@@ -288,3 +288,34 @@ func TestAPolicyMakesBackupsAndKeepsSome(t *testing.T) {
 		return fmt.Sprint(c), c != nil && c.Status == metav1.ConditionFalse && strings.Contains(c.Message, `"whenever"`)
 	})
 }
+
+func TestARestoreWaitsForATargetThatIsMended(t *testing.T) {
+	w, ctx, place := newWorld(t), context.Background(), filepath.Join(t.TempDir(), "place")
+	must(t, os.Mkdir(place, 0o700))
+	w.target(t, "nas", "file://"+place, "", metav1.ConditionTrue)
+	w.create(t, provisioner.CreateRequest{Name: "db", RequiredBytes: 8 << 20})
+	w.write(t, "db", 5)
+	s, b := w.backedUp(t, "b", "db")
+	spec := w.create(t, provisioner.CreateRequest{Name: "first", SourceHandle: s.Handle}).Spec
+	w.begins(t, "first", 5, 8<<20)
+	block := mustMatch(t, filepath.Join(place, "blocks", "*", "*"))
+	must(t, os.Rename(place, place+".away"))
+	_, err := w.Store.Volumes.Create(ctx, &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "second", Finalizers: []string{v1alpha1.VolumeFinalizer}}, Spec: v1alpha1.VolumeSpec{
+		Name: "second", CapacityBytes: 8 << 20, DiskUUID: spec.DiskUUID, NodeName: spec.NodeName, Restore: &v1alpha1.VolumeRestore{Target: "nas", Backup: string(b.UID)},
+	}})
+	must(t, err)
+	w.eventually(t, "volume second", func() (string, bool) {
+		v, err := w.Store.Volumes.Live(ctx, "second")
+		must(t, err)
+		return v.Status.Message, v.Status.State == v1alpha1.VolumePending && strings.Contains(v.Status.Message, "mount what belongs there")
+	})
+	waits, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err = w.node.Attach(waits, "second")
+	wantKind(t, err, backingimage.NotReady, "restore of backup", "interrupted")
+	must(t, os.Rename(place+".away", place))
+	w.begins(t, "second", 5, 8<<20)
+	if _, err := os.Stat(block); err != nil {
+		t.Error(err)
+	}
+}

@@ -37,7 +37,7 @@ func newWorldIn(t *testing.T, dir string) *world {
 		})
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{AgentWait: 2 * time.Second})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
-		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines, nil)}
+		return []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{})}
 	}
 	w.Start()
 	return w

@@ -16,7 +16,7 @@ type Idempotent struct{ Controller }
 // Create implements Controller.
 func (i Idempotent) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volume, error) {
 	if existing, err := i.Get(ctx, VolumeID(r.Name)); err == nil {
-		return existing, answers(existing, r)
+		return i.again(ctx, existing, r)
 	} else if !backingimage.Is(err, backingimage.NotFound) {
 		return nil, err
 	}
@@ -28,7 +28,15 @@ func (i Idempotent) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volu
 	if err != nil {
 		return nil, err
 	}
-	return existing, answers(existing, r)
+	return i.again(ctx, existing, r)
+}
+
+// again answers a request for a volume that exists.
+func (i Idempotent) again(ctx context.Context, existing *v1alpha1.Volume, r CreateRequest) (*v1alpha1.Volume, error) {
+	if err := answers(existing, r); err != nil {
+		return existing, err
+	}
+	return i.Released(ctx, existing)
 }
 
 // answers compares an existing volume with a request.
@@ -63,12 +71,6 @@ func answers(v *v1alpha1.Volume, r CreateRequest) error {
 	}
 	if len(differs) > 0 {
 		return backingimage.Errorf(backingimage.Conflict, "volume %q exists and differs: %s", r.Name, strings.Join(differs, "; "))
-	}
-	if from := SourceOf(v); from != "" && v.Status.State != v1alpha1.VolumeReady { // its source is needed until it is made
-		if v.Status.State == v1alpha1.VolumeFailed {
-			return failure(v)
-		}
-		return backingimage.Errorf(backingimage.NotReady, "volume %q is still being cloned from %s: %s", r.Name, from, v.Status.Message)
 	}
 	return nil
 }

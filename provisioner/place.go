@@ -22,9 +22,6 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 	if d.request.ReadOnlyMany {
 		return nil // it is wherever it is read
 	}
-	if d.source != nil {
-		return p.placeClone(d)
-	}
 	var refusals []string
 	var best *candidate
 	for _, disk := range p.store.Disks.List() {
@@ -46,22 +43,6 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 	return nil
 }
 
-// placeClone puts a clone on its source's disk, where it costs nothing.
-func (p *Provisioner) placeClone(d *draft) error {
-	disk, ok := p.store.Disks.Get(d.source.disk)
-	if !ok {
-		return backingimage.Errorf(backingimage.NotReady, "disk %s, which holds %s, is not registered", d.source.disk, d.source.what)
-	}
-	if n := d.request.Nodes; len(n) > 0 && disk.Spec.NodeName != "" && !slices.Contains(n, disk.Spec.NodeName) {
-		return backingimage.Errorf(backingimage.Full, "%s is on node %s, and a clone must be there too; the request allows %s", d.source.what, disk.Spec.NodeName, strings.Join(n, ", "))
-	}
-	if why := p.candidate(disk).lacks(d.bytes, 0, p.options); why != "" {
-		return noDisk(d.bytes, []string{"disk " + disk.Name + ": " + why})
-	}
-	d.disk = disk
-	return nil
-}
-
 func noDisk(bytes int64, refusals []string) error {
 	if len(refusals) == 0 {
 		refusals = []string{"no disk is registered; is an agent running?"}
@@ -76,6 +57,7 @@ func noDisk(bytes int64, refusals []string) error {
 type candidate struct {
 	disk     *v1alpha1.Disk
 	promised int64 // bytes of the volumes and images on it
+	away     int   // 1: what it is made from would have to come here from another disk
 	node     int   // place in the order of wanted nodes
 	copy     int   // 0: a ready copy is there, 1: one is coming, 2: none
 }
@@ -142,6 +124,9 @@ func (p *Provisioner) copyState(image *v1alpha1.BackingImage, disk string) v1alp
 }
 
 func (c *candidate) rank(d *draft, copy v1alpha1.CopyState) {
+	if d.source != nil && d.source.disk != c.disk.Name {
+		c.away = 1
+	}
 	c.node = max(slices.Index(d.request.Nodes, c.disk.Spec.NodeName), 0)
 	switch copy {
 	case v1alpha1.CopyReady:
@@ -155,7 +140,7 @@ func (c *candidate) rank(d *draft, copy v1alpha1.CopyState) {
 
 // compare orders candidates, the better first.
 func (c *candidate) compare(o *candidate) int {
-	return cmp.Or(cmp.Compare(c.node, o.node), cmp.Compare(c.copy, o.copy),
+	return cmp.Or(cmp.Compare(c.away, o.away), cmp.Compare(c.node, o.node), cmp.Compare(c.copy, o.copy),
 		cmp.Compare(c.promised-c.disk.Status.CapacityBytes, o.promised-o.disk.Status.CapacityBytes), cmp.Compare(c.disk.Name, o.disk.Name))
 }
 

@@ -96,10 +96,7 @@ func (p *Provisioner) Create(ctx context.Context, r CreateRequest) (*v1alpha1.Vo
 	if err != nil {
 		return nil, err
 	}
-	if d.source != nil {
-		return p.cloned(ctx, volume)
-	}
-	return volume, nil
+	return p.Released(ctx, volume)
 }
 
 // volume is the object that a finished draft stands for.
@@ -118,6 +115,9 @@ func (d *draft) volume() *v1alpha1.Volume {
 	switch {
 	case d.source != nil:
 		v.Spec.SourceSnapshot = d.source.snapshot
+		if d.disk != nil && d.source.disk != d.disk.Name {
+			v.Spec.SourceDisk = d.source.disk
+		}
 		v.Spec.Image = d.source.image.DeepCopy() // what its content began as, which does not change by cloning
 	case d.image != nil:
 		v.Spec.Image = &v1alpha1.VolumeImage{Name: d.image.Name, UID: string(d.image.UID)}
@@ -148,10 +148,40 @@ func classParameters(raw map[string]string) map[string]string {
 	return class
 }
 
-// cloned waits until a clone is made, so that its source may be deleted once Create has answered.
-func (p *Provisioner) cloned(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
-	v, err := p.made(ctx, v)
-	return v, waited(err, "volume %s: cloning %s on node %s is not done yet: %s", v.Name, SourceOf(v), v.Spec.NodeName, v.Status.Message)
+// Released implements Controller. On one disk that is when the volume is made, which takes no time. A volume that is made of another on
+// another disk needs its point in time only; one that is made of a snapshot keeps that from being deleted.
+func (p *Provisioner) Released(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	switch {
+	case SourceOf(v) == "" || v.Status.State == v1alpha1.VolumeReady:
+		return v, nil
+	case v.Spec.SourceDisk == "":
+		made, err := p.made(ctx, v)
+		return made, waited(err, "volume %s: cloning %s on node %s is not done yet: %s", v.Name, SourceOf(v), v.Spec.NodeName, made.Status.Message)
+	case v.Spec.SourceVolume != "":
+		return p.pointed(ctx, v)
+	}
+	return v, nil
+}
+
+// pointed waits until the point in time is taken of which a volume is made.
+func (p *Provisioner) pointed(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.options.AgentWait)
+	defer cancel()
+	says := "nobody has begun"
+	err := p.store.Snapshots.Wait(ctx, v1alpha1.ClonePoint(v.Name), func(s *v1alpha1.Snapshot) (bool, error) {
+		now, known := p.store.Volumes.Get(v.Name)
+		switch {
+		case known && now.Status.State == v1alpha1.VolumeFailed:
+			return false, failure(now)
+		case known && now.Status.State == v1alpha1.VolumeReady:
+			return true, nil // and the point is gone
+		case s == nil:
+			return false, nil
+		}
+		says = snapshotMessage(s)
+		return s.Status.State == v1alpha1.SnapshotReady, snapshotFailure(s)
+	})
+	return v, waited(err, "volume %s: the point in time of %s, of which it is made, is not taken yet: %s%s", v.Name, SourceOf(v), says, diskTrouble(p.store, v.Spec.SourceDisk))
 }
 
 // SourceOf says what a volume is made from, "" when that is an image or nothing.

@@ -76,7 +76,7 @@ func newWorldOn(t *testing.T, disks int) *world {
 		w.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Credentials: secrets, Claims: w.claims, Repositories: repositories})}
 		w.node = provisioner.NewAttacher(nodetest.NodeName, s, engines, clock.RealClock{}, nil)
 		return []nodetest.Part{
-			provisioner.NewVolumeLoop(s, engines, repositories), provisioner.NewSnapshotLoop(s, engines),
+			provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: provisioner.NewOffers(nodetest.NodeName, engines, clock.RealClock{}), Repositories: repositories}), provisioner.NewSnapshotLoop(s, engines), provisioner.NewPoints(s),
 			provisioner.NewBackupLoop(nodetest.NodeName, s, engines, repositories, clock.RealClock{}), provisioner.NewBackupController(s, repositories),
 			provisioner.NewBackupTargets(s, repositories, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
 		}

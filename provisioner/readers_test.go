@@ -45,7 +45,7 @@ func newReaders(t *testing.T, count int) *readers {
 				return reflink.New(d.Layout(), reflink.Options{Capacity: d.Capacity})
 			})
 			r.nodes[i] = provisioner.NewAttacher(m.NodeName, s, engines, clock.RealClock{}, nil)
-			parts := []nodetest.Part{provisioner.NewVolumeLoop(s, engines, nil)}
+			parts := []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{})}
 			if i == 0 {
 				r.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second})}
 				parts = append(parts, provisioner.NewReaders(s))

@@ -28,17 +28,18 @@ type Repositories struct {
 	credentials credential.Reader
 
 	mu   sync.Mutex
-	open map[string]opened // by the target's name
+	open map[string]*opened // by the target's name
 }
 
 type opened struct {
-	as         [sha256.Size]byte // what it was opened with
-	repository *backup.Repository
+	mu         sync.Mutex         // held while it is being opened, which may take minutes
+	as         [sha256.Size]byte  // what it was opened with
+	repository *backup.Repository // nil: it was not
 }
 
 // NewRepositories makes Repositories. access says how servers are asked; credentials may be nil.
 func NewRepositories(s *store.Store, openers object.Openers, access source.Options, credentials credential.Reader) *Repositories {
-	return &Repositories{store: s, openers: openers, access: access, credentials: credentials, open: map[string]opened{}}
+	return &Repositories{store: s, openers: openers, access: access, credentials: credentials, open: map[string]*opened{}}
 }
 
 // Open returns the repository of a target. NotFound when there is no such target, or nothing was ever backed up there; Precondition when
@@ -62,17 +63,27 @@ func (r *Repositories) with(ctx context.Context, target string, open func(contex
 		return nil, fmt.Errorf("backup target %s: %w", target, err)
 	}
 	as := identity(t, secret)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if known, ok := r.open[target]; ok && known.as == as {
-		return known.repository, nil
+	o := r.of(target)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.repository != nil && o.as == as {
+		return o.repository, nil
 	}
 	repository, err := OpenTarget(ctx, t, secret, r.openers, r.access, open)
 	if err != nil {
 		return nil, fmt.Errorf("backup target %s: %w", target, err)
 	}
-	r.open[target] = opened{as, repository}
+	o.as, o.repository = as, repository
 	return repository, nil
+}
+
+func (r *Repositories) of(target string) *opened {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open[target] == nil {
+		r.open[target] = &opened{}
+	}
+	return r.open[target]
 }
 
 // secret is the content of the target's secret, nil when it names none.

@@ -3,7 +3,9 @@ package provisioner
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,7 +70,8 @@ const (
 	lastRestorePause  = time.Minute
 )
 
-// run makes attempts until one succeeds or fails for good.
+// run makes attempts until one succeeds or fails for good. A target that cannot be used as it is now, such as a directory that is not
+// mounted, can be mended under a volume that waits.
 func (r *restores) run(ctx context.Context, work func(ctx context.Context, say func(string)) error, say func(string)) error {
 	select {
 	case r.slots <- struct{}{}:
@@ -78,7 +81,7 @@ func (r *restores) run(ctx context.Context, work func(ctx context.Context, say f
 	}
 	for pause := firstRestorePause; ; pause = min(2*pause, lastRestorePause) {
 		err := parallel.Guard(ctx, func() error { return work(ctx, say) })
-		if err == nil || ctx.Err() != nil || backingimage.Terminal(err) {
+		if err == nil || ctx.Err() != nil || backingimage.Terminal(err) && !backingimage.Is(err, backingimage.Precondition) {
 			return err
 		}
 		klog.FromContext(ctx).Info("Restore was interrupted and will go on", "why", err.Error())
@@ -111,6 +114,16 @@ func (r *restores) forget(volume string) {
 	delete(r.running, volume)
 }
 
+// stopAll ends all restores and returns when they have ended.
+func (r *restores) stopAll() {
+	r.mu.Lock()
+	volumes := slices.Collect(maps.Keys(r.running))
+	r.mu.Unlock()
+	for _, volume := range volumes {
+		r.stop(volume)
+	}
+}
+
 // stop ends a volume's restore, if there is one, and returns when it has ended.
 func (r *restores) stop(volume string) {
 	r.mu.Lock()
@@ -125,7 +138,7 @@ func (r *restores) stop(volume string) {
 
 // restore makes the volume of its backup: nil when it is made, NotReady with the progress until then.
 func (l *VolumeLoop) restore(ctx context.Context, e engine.Engine, volume engine.Volume, v *v1alpha1.Volume) error {
-	if l.repositories == nil {
+	if l.sources.Repositories == nil {
 		return backingimage.Errorf(backingimage.Unsupported, "this agent cannot read backup targets")
 	}
 	if v.Spec.Image != nil {
@@ -147,7 +160,7 @@ func (l *VolumeLoop) restore(ctx context.Context, e engine.Engine, volume engine
 
 // fill is one attempt of a restore.
 func (l *VolumeLoop) fill(ctx context.Context, e engine.Engine, volume engine.Volume, v *v1alpha1.Volume, say func(string)) error {
-	r, err := l.repositories.Open(ctx, v.Spec.Restore.Target)
+	r, err := l.sources.Repositories.Open(ctx, v.Spec.Restore.Target)
 	if err != nil {
 		return err
 	}
@@ -194,7 +207,7 @@ func (l *VolumeLoop) under(ctx context.Context, v *v1alpha1.Volume, m *backup.Ma
 		return engine.From{}, backingimage.Errorf(backingimage.NotReady, "the content digest of backing image %s is not known yet", image.Name)
 	}
 	if m.Image == nil || image.Status.ContentDigest != m.Image.ContentDigest {
-		return engine.From{}, backingimage.Errorf(backingimage.Precondition, "backing image %s does not have the content that the backup was made over; delete the volume and restore it over another image, or over none", image.Name)
+		return engine.From{}, backingimage.Errorf(backingimage.Conflict, "backing image %s does not have the content that the backup was made over; delete the volume and restore it over another image, or over none", image.Name)
 	}
 	return engine.From{Image: v.Spec.Image.UID}, nil
 }

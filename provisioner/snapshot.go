@@ -45,6 +45,9 @@ type Snapshots interface {
 	SnapshotNamed(ctx context.Context, name string) (Snapshot, error)
 	// ListSnapshots returns all snapshots, sorted by handle.
 	ListSnapshots(ctx context.Context) ([]Snapshot, error)
+	// Extents calls use with the ranges, in bytes and in order, that end behind the byte from and in which a snapshot of TypeSnap may
+	// differ from another, base, or in which it has data (base ""). NotFound; Precondition when that cannot be told; NotReady.
+	Extents(ctx context.Context, handle, base string, from int64, use func(offset, bytes int64) error) error
 }
 
 // Types of snapshots: what a VolumeSnapshotClass's type is, and the scheme of a handle.

@@ -28,6 +28,8 @@ type Controller interface {
 	// Create decides where the volume goes, writes it and returns without waiting for its data. An equal volume of
 	// that name is returned as it is; a different one is Conflict and the message names the difference.
 	Create(ctx context.Context, r CreateRequest) (*v1alpha1.Volume, error)
+	// Released returns a volume when it needs no longer that what it is made from stays what it is. NotReady.
+	Released(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error)
 	// Delete removes the volume and returns when its file is gone; a volume that does not exist is success. InUse while
 	// it is attached.
 	Delete(ctx context.Context, id string) error

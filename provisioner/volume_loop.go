@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/reconcile"
 	"plinth.dev/plinth/backingimage/store"
+	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/provisioner/engine"
 )
 
@@ -23,16 +25,25 @@ type VolumeLoop struct {
 	engines *Engines
 	loop    *reconcile.Loop
 
-	repositories *Repositories // nil: no volume can be restored from a backup
-	clock        clock.WithTicker
-	restores     *restores
-	running      context.Context // of Run: a restore outlives the call that began it
+	sources  VolumeSources
+	clock    clock.WithTicker
+	restores *restores
+	receipts *receipts
+	running  context.Context // of Run: a restore outlives the call that began it
 }
 
-// NewVolumeLoop makes the loop; it starts nothing. r is where volumes are restored from; it may be nil.
-func NewVolumeLoop(s *store.Store, engines *Engines, r *Repositories) *VolumeLoop {
-	l := &VolumeLoop{store: s, engines: engines, repositories: r, clock: clock.RealClock{}, restores: newRestores()}
+// VolumeSources is where the content of volumes comes from that is not on their disk. What is not given, nothing comes from.
+type VolumeSources struct {
+	Offers       *Offers            // this node's snapshots, for its other disks
+	Identity     *transfer.Identity // by which other nodes give theirs
+	Repositories *Repositories      // of backups
+}
+
+// NewVolumeLoop makes the loop; it starts nothing.
+func NewVolumeLoop(s *store.Store, engines *Engines, from VolumeSources) *VolumeLoop {
+	l := &VolumeLoop{store: s, engines: engines, sources: from, clock: clock.RealClock{}, restores: newRestores()}
 	l.loop = reconcile.New("volumes", l, reconcile.Options{})
+	l.receipts = newReceipts(s, engines, from, l.loop.Enqueue)
 	return l
 }
 
@@ -43,15 +54,38 @@ func (l *VolumeLoop) Run(ctx context.Context) error {
 		return err
 	}
 	l.running = ctx
+	defer l.restores.stopAll()
 	defer l.store.Volumes.OnChange(func(v *v1alpha1.Volume) { l.loop.Enqueue(v.Name) })()
 	defer l.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) { l.wake(c.Spec.ImageUID, c.Spec.DiskUUID) })()
 	defer l.store.Images.OnChange(func(i *v1alpha1.BackingImage) { l.wake(string(i.UID), "") })()
-	defer l.engines.disks.OnChange(l.wakeDisk)()
+	defer l.engines.disks.OnChange(func(uuid string) { l.sweep(ctx, uuid); l.wakeDisk(uuid) })()
 	for _, d := range l.engines.disks.List() {
+		l.sweep(ctx, d.UUID())
 		l.wakeDisk(d.UUID())
 	}
 	l.loop.Enqueue(strayReaders)
-	return l.loop.Run(ctx)
+	err := l.loop.Run(ctx)
+	l.receipts.stopAll()
+	return err
+}
+
+// sweep removes what has come to a disk for volumes that are made, or do not exist any more.
+func (l *VolumeLoop) sweep(ctx context.Context, uuid string) {
+	d, err := l.engines.disks.Use(uuid)
+	e, mine := l.engines.of(uuid)
+	if err != nil || !mine {
+		return
+	}
+	ids, err := d.ReceiptIDs()
+	for _, id := range ids {
+		_, exists := l.store.Volumes.Get(id)
+		if _, unmade := e.Stat(ctx, id); !exists || unmade == nil {
+			err = errors.Join(err, l.receipts.drop(id, d))
+		}
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot remove what was received for volumes that do not exist", "disk", uuid)
+	}
 }
 
 // wakeDisk enqueues the volumes of a disk, those included of which there is only what a restore left, and a look for clones that nobody reads.
@@ -90,9 +124,11 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	}
 	e, mine := l.engines.of(v.Spec.DiskUUID)
 	if !mine {
+		l.receipts.stop(name)
 		return 0, nil
 	}
 	if err := l.engines.usable(v.Spec.DiskUUID); err != nil {
+		l.receipts.stop(name)
 		return 0, l.diskTroubled(ctx, v, err)
 	}
 	if v.DeletionTimestamp != nil {
@@ -109,10 +145,17 @@ func (l *VolumeLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 			info, err = e.Stat(ctx, name)
 		}
 	}
+	if err == nil {
+		l.restores.forget(name)
+	}
 	if err == nil && info.Bytes < v.Spec.CapacityBytes {
 		err = e.Resize(ctx, name, v.Spec.CapacityBytes)
 	}
-	return l.report(ctx, e, v, err)
+	again, rerr := l.report(ctx, e, v, err)
+	if v.Spec.SourceDisk != "" && backingimage.Is(err, backingimage.NotReady) && rerr == nil {
+		again = receiptTick // what it waits for is on another node
+	}
+	return again, rerr
 }
 
 // forget removes what a restore left of a volume whose object is gone without its agent.
@@ -159,6 +202,8 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	volume := engine.Volume{ID: v.Name, Bytes: v.Spec.CapacityBytes, Name: v.Spec.Name}
 	log := klog.FromContext(ctx)
 	switch {
+	case v.Spec.SourceDisk != "":
+		return l.receive(ctx, e, v, volume)
 	case v.Spec.Restore != nil:
 		return l.restore(ctx, e, volume, v)
 	case v.Spec.SourceVolume != "" || v.Spec.SourceSnapshot != "":
@@ -177,6 +222,54 @@ func (l *VolumeLoop) make(ctx context.Context, e engine.Engine, v *v1alpha1.Volu
 	}
 	log.Info("Creating empty volume", "volume", v.Name)
 	return e.Create(ctx, volume)
+}
+
+// receive creates the volume's file of a snapshot that is on another disk, once all of that is here.
+func (l *VolumeLoop) receive(ctx context.Context, e engine.Engine, v *v1alpha1.Volume, volume engine.Volume) error {
+	s, err := l.point(ctx, v)
+	if err != nil {
+		return err
+	}
+	d, err := l.engines.disks.Use(v.Spec.DiskUUID)
+	if err != nil {
+		return err
+	}
+	path, err := l.receipts.receive(context.WithoutCancel(ctx), v.Name, d, s)
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Making volume of a snapshot that was received", "volume", v.Name, "snapshot", s.Name)
+	if err := e.Import(ctx, volume, engine.From{Snapshot: s.Name}, path); err != nil {
+		return err
+	}
+	return l.receipts.drop(v.Name, d)
+}
+
+// point is the snapshot that a volume is to be made of, which may be on any node. NotReady while it is not taken.
+func (l *VolumeLoop) point(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Snapshot, error) {
+	name := v.Spec.SourceSnapshot
+	if name == "" {
+		name = v1alpha1.ClonePoint(v.Name)
+	}
+	s, err := l.store.Snapshots.Live(ctx, name)
+	switch {
+	case backingimage.Is(err, backingimage.NotFound) && v.Spec.SourceSnapshot != "":
+		return nil, backingimage.Errorf(backingimage.Precondition, "snapshot %s was deleted before the volume was made of it; delete the volume", name)
+	case backingimage.Is(err, backingimage.NotFound):
+		if _, err := l.store.Volumes.Live(ctx, v.Spec.SourceVolume); backingimage.Is(err, backingimage.NotFound) {
+			return nil, backingimage.Errorf(backingimage.Precondition, "volume %s was deleted before its content was taken; delete this volume", v.Spec.SourceVolume)
+		}
+		return nil, backingimage.Errorf(backingimage.NotReady, "waits for a point in time of volume %s", v.Spec.SourceVolume)
+	case err != nil:
+		return nil, err
+	}
+	if err := snapshotFailure(s); err != nil {
+		return nil, err
+	}
+	if s.Status.State != v1alpha1.SnapshotReady {
+		return nil, backingimage.Errorf(backingimage.NotReady, "waits for snapshot %s on node %s: %s", s.Name, s.Spec.NodeName, snapshotMessage(s))
+	}
+	return s, nil
 }
 
 // imageReady is nil when the image has a ready copy on the volume's disk, NotReady while that can still come about.
@@ -204,6 +297,11 @@ func (l *VolumeLoop) imageReady(ctx context.Context, v *v1alpha1.Volume) error {
 func (l *VolumeLoop) remove(ctx context.Context, e engine.Engine, v *v1alpha1.Volume) (time.Duration, error) {
 	if !slices.Contains(v.Finalizers, v1alpha1.VolumeFinalizer) {
 		return 0, nil
+	}
+	if d, open := l.engines.disks.Get(v.Spec.DiskUUID); open && v.Spec.SourceDisk != "" {
+		if err := l.receipts.drop(v.Name, d); err != nil {
+			return 0, err
+		}
 	}
 	l.restores.stop(v.Name)
 	if err := e.Delete(ctx, v.Name); err != nil {

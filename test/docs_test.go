@@ -21,6 +21,24 @@ func TestReferenceOfParametersIsComplete(t *testing.T) {
 		slices.Concat(firstColumn(t, "parameters.md"), matches(afterLine(t, "parameters.md", "Accepted and without meaning"), "`([^`]+)`")))
 }
 
+func TestReferenceOfSnapshotParametersIsComplete(t *testing.T) {
+	_, keys, _ := strings.Cut(mustRead(t, "../provisioner/snapshotclass.go"), "var snapshotParsers = ")
+	keys, _, _ = strings.Cut(keys, "\n}")
+	named := map[string]string{}
+	for _, file := range []string{"parameters.go", "snapshotclass.go"} {
+		text := mustRead(t, "../provisioner/"+file)
+		values := matches(text, `(?m)^\tkey[A-Za-z]+ += "([^"]+)"`)
+		for i, name := range matches(text, `(?m)^\t(key[A-Za-z]+) += "`) {
+			named[name] = values[i]
+		}
+	}
+	var known []string
+	for _, name := range matches(keys, `(?m)^\t(key[A-Za-z]+):`) {
+		known = append(known, named[name])
+	}
+	same(t, "snapshot-parameters.md", known, firstColumn(t, "snapshot-parameters.md"))
+}
+
 func TestReferenceOfMetricsIsComplete(t *testing.T) {
 	var metrics []string
 	for _, f := range mustParseTree(t) {

@@ -66,6 +66,13 @@ func (l Layout) StagedSnapshot(id string) string {
 	return filepath.Join(string(l), "staging", "snapshot-"+id)
 }
 
+// StagedReceipt is where the content of a volume arrives that comes from another disk.
+func (l Layout) StagedReceipt(volume string) string {
+	return filepath.Join(string(l), "staging", receiptPrefix+volume)
+}
+
+const receiptPrefix = "received-"
+
 // Frozen is the file that says which filesystems of a volume are held frozen, while some are; see package freeze.
 func (l Layout) Frozen(id string) string {
 	return filepath.Join(string(l), "staging", frozenPrefix+id)

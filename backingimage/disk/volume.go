@@ -24,6 +24,9 @@ func (d *Disk) VolumeIDs() ([]string, error) { return names(d.layout.Volumes(), 
 // SnapshotIDs are the snapshots on the disk, sorted, whoever made them.
 func (d *Disk) SnapshotIDs() ([]string, error) { return names(d.layout.Snapshots(), "") }
 
+// ReceiptIDs are the volumes whose content arrives from another disk, or did when the agent was killed, sorted.
+func (d *Disk) ReceiptIDs() ([]string, error) { return names(d.layout.Staging(), receiptPrefix) }
+
 // StagedFillIDs are the volumes whose content is on its way, or was when the agent was killed, sorted.
 func (d *Disk) StagedFillIDs() ([]string, error) { return names(d.layout.Staging(), fillPrefix) }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/utils/clock"
 
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/durable"
@@ -53,7 +54,7 @@ func Export(ctx context.Context, job NearJob, take func(ctx context.Context, to 
 		progress.say(func(p *Progress) {
 			p.Step, p.Total, p.Format, p.SourceBytes, p.VirtualBytes = Verifying, info.Size(), format.Raw, info.Size(), info.Size()
 		})
-		m, err := digestAllocated(ctx, f, info.Size(), progress)
+		m, err := digestAllocated(ctx, f, info.Size(), progress, func(offset, length int64) { dropCache(f, offset, length) })
 		if err != nil {
 			return Result{}, nil, err
 		}
@@ -78,8 +79,20 @@ func takeOnce(ctx context.Context, staged staging, take func(ctx context.Context
 	return durable.WriteFile(staged.path(takenFile), nil, 0o600)
 }
 
-// digestAllocated computes the digests of a sparse file's chunks; those that nothing is stored in are not read.
-func digestAllocated(ctx context.Context, f *os.File, bytes int64, progress *meter) (*manifest.Manifest, error) {
+// Digest computes the manifest of a sparse file's content. Chunks that nothing is stored in are not read. What is read stays in memory
+// as far as there is room: it is going to be read again. report is told how many of the bytes are done with; it may be nil.
+func Digest(ctx context.Context, f *os.File, bytes int64, report func(done int64)) (*manifest.Manifest, error) {
+	progress := newMeter(clock.RealClock{}, func(p Progress) {
+		if report != nil {
+			report(p.Bytes)
+		}
+	})
+	return digestAllocated(ctx, f, bytes, progress, func(int64, int64) {})
+}
+
+// digestAllocated computes the digests of a sparse file's chunks; those that nothing is stored in are not read. read
+// is told of each that was.
+func digestAllocated(ctx context.Context, f *os.File, bytes int64, progress *meter, read func(offset, length int64)) (*manifest.Manifest, error) {
 	digests := new(manifest.Builder)
 	group, ctx := errgroup.WithContext(ctx)
 	indexes := make(chan int64)
@@ -97,7 +110,7 @@ func digestAllocated(ctx context.Context, f *os.File, bytes int64, progress *met
 				if _, err := f.ReadAt(chunk, offset); err != nil {
 					return fmt.Errorf("read chunk %d: %w", i, err)
 				}
-				dropCache(f, offset, int64(len(chunk)))
+				read(offset, int64(len(chunk)))
 				digests.Add(i, chunk)
 			}
 			return nil

@@ -29,7 +29,7 @@ func (s *swarm) open(ctx context.Context, staged staging) error {
 			return err
 		}
 	}
-	s.share = newShare(string(staged), s.record, s.manifest)
+	s.share = newShare(staged.path(disk.ImageFile), s.record, s.manifest)
 	s.data, s.missing = s.manifest.Data(), s.manifest.Data()
 	s.dataCount = s.data.Count()
 	s.meter.say(func(p *Progress) {

@@ -40,6 +40,7 @@ type Peer interface {
 type PeerJob struct {
 	Dir             string // see Job.Dir
 	Image, ImageUID string // see Job
+	What            string // it is, for people; "image" and its name by default
 	ContentDigest   string // that the image has; required
 	Checksum        string // see Job; what a peer says of the source file is compared with it
 	// Peers lists the agents that may have the image. It is called at the beginning and now and then.
@@ -90,15 +91,18 @@ func FromPeers(ctx context.Context, job PeerJob, report func(Progress)) (Result,
 		return result, nil
 	}
 	err = ended(ctx, err, job.Dir, progress.progress.VirtualBytes)
-	return Result{}, fmt.Errorf("receive image %s: %w", job.Image, err)
+	return Result{}, fmt.Errorf("receive %s: %w", job.What, err)
 }
 
 func (j *PeerJob) validate() error {
 	if j.Dir == "" || j.Peers == nil {
 		return errors.New("fetch: a job needs a directory and peers")
 	}
+	if j.What == "" {
+		j.What = "image " + j.Image
+	}
 	if j.ContentDigest == "" {
-		return backingimage.Errorf(backingimage.Precondition, "image %s has no content digest yet, so that nothing of it can be believed; its first copy comes from its source", j.Image)
+		return backingimage.Errorf(backingimage.Precondition, "%s has no content digest yet, so that nothing of it can be believed; its first copy comes from its source", j.What)
 	}
 	var err error
 	if j.want, err = source.ParseChecksum(j.Checksum); err != nil {

@@ -80,3 +80,32 @@ func (m *meter) trouble(cause error) {
 func (m *meter) step(name string, bytes, total int64) {
 	m.say(func(p *Progress) { p.Step, p.Bytes, p.Total = name, bytes, total })
 }
+
+// Speedometer measures bytes per second over about the last ten seconds of one step.
+type Speedometer struct {
+	step string
+	at   []sample
+}
+
+type sample struct {
+	time  time.Time
+	bytes int64
+}
+
+const speedWindow = 10 * time.Second
+
+// Observe takes how many bytes of a step are done, and returns its bytes per second; 0 while that cannot be told.
+func (m *Speedometer) Observe(now time.Time, step string, bytes int64) int64 {
+	if step != m.step {
+		m.step, m.at = step, nil
+	}
+	m.at = append(m.at, sample{now, bytes})
+	for len(m.at) > 2 && now.Sub(m.at[0].time) > speedWindow {
+		m.at = m.at[1:]
+	}
+	seconds := now.Sub(m.at[0].time).Seconds()
+	if seconds < 1 { // too short to tell
+		return 0
+	}
+	return int64(float64(bytes-m.at[0].bytes) / seconds)
+}

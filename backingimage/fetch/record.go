@@ -12,6 +12,7 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/durable"
+	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -50,6 +51,9 @@ func Load(dir string) (Record, error) {
 	record, _, err := load(dir)
 	return record, err
 }
+
+// ContentPath is where a finished copy's directory has the content.
+func ContentPath(dir string) string { return filepath.Join(dir, disk.ImageFile) }
 
 func load(dir string) (Record, *manifest.Manifest, error) {
 	record, err := ReadRecord(dir)
@@ -117,4 +121,11 @@ func readManifest(dir string, record Record) (*manifest.Manifest, error) {
 
 func damaged(dir, format string, args ...any) error {
 	return backingimage.Errorf(backingimage.Corrupt, "the copy in %s is damaged: %w; remove it, and it is made anew", dir, fmt.Errorf(format, args...))
+}
+
+// RecordOf is the record of a content that is no image's copy, as peers are given it.
+func RecordOf(name, uid string, m *manifest.Manifest) Record {
+	return Record{Version: recordVersion, Image: name, ImageUID: uid, Result: Result{
+		Format: format.Raw, SourceBytes: m.Bytes(), VirtualBytes: m.Bytes(), ContentDigest: m.ContentDigest(),
+	}}
 }

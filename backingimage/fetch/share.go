@@ -2,10 +2,8 @@ package fetch
 
 import (
 	"os"
-	"path/filepath"
 	"sync"
 
-	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -45,13 +43,22 @@ type Share struct {
 	Record   Record // as a peer has it
 	Manifest *manifest.Manifest
 
-	dir string
-	mu  sync.RWMutex
-	has manifest.Bitmap
+	path string // of the content
+	mu   sync.RWMutex
+	has  manifest.Bitmap
 }
 
-func newShare(dir string, r Record, m *manifest.Manifest) *Share {
-	s := &Share{Record: r, Manifest: m, dir: dir, has: manifest.NewBitmap(m.Chunks())}
+// ShareOf is a Share of a content that is complete, in a file.
+func ShareOf(path string, r Record, m *manifest.Manifest) *Share {
+	s := newShare(path, r, m)
+	for i := range m.Chunks() {
+		s.has.Set(i)
+	}
+	return s
+}
+
+func newShare(path string, r Record, m *manifest.Manifest) *Share {
+	s := &Share{Record: r, Manifest: m, path: path, has: manifest.NewBitmap(m.Chunks())}
 	for i := range m.Chunks() {
 		if m.Digest(i).IsZero() {
 			s.has.Set(i)
@@ -61,7 +68,7 @@ func newShare(dir string, r Record, m *manifest.Manifest) *Share {
 }
 
 // Open opens the content for reading. What of it may be read is what Has says.
-func (s *Share) Open() (*os.File, error) { return os.Open(filepath.Join(s.dir, disk.ImageFile)) }
+func (s *Share) Open() (*os.File, error) { return os.Open(s.path) }
 
 // Has reports whether all chunks from first up to, but without, end are there.
 func (s *Share) Has(first, end int64) bool {

@@ -61,7 +61,7 @@ func (m *meter) run() {
 	defer close(m.done)
 	ticker := m.clock.NewTicker(m.interval)
 	defer ticker.Stop()
-	var speed speedometer
+	var speed fetch.Speedometer
 	for {
 		select {
 		case <-m.quit:
@@ -74,7 +74,7 @@ func (m *meter) run() {
 		m.changed = false
 		m.mu.Unlock()
 		if changed {
-			rate := speed.observe(m.clock.Now(), p.Step, p.Bytes)
+			rate := speed.Observe(m.clock.Now(), p.Step, p.Bytes)
 			m.write(func(s *v1alpha1.BackingImageCopyStatus) { m.describe(s, p, rate) })
 		}
 	}
@@ -103,32 +103,4 @@ func count(s *v1alpha1.BackingImageCopyStatus, p fetch.Progress, rate int64) {
 			s.ETASeconds = (p.Total - p.Bytes + rate - 1) / rate
 		}
 	}
-}
-
-// speedometer measures bytes per second over about the last ten seconds of one step.
-type speedometer struct {
-	step string
-	at   []sample
-}
-
-type sample struct {
-	time  time.Time
-	bytes int64
-}
-
-const speedWindow = 10 * time.Second
-
-func (m *speedometer) observe(now time.Time, step string, bytes int64) int64 {
-	if step != m.step {
-		m.step, m.at = step, nil
-	}
-	m.at = append(m.at, sample{now, bytes})
-	for len(m.at) > 2 && now.Sub(m.at[0].time) > speedWindow {
-		m.at = m.at[1:]
-	}
-	seconds := now.Sub(m.at[0].time).Seconds()
-	if seconds < 1 { // too short to tell
-		return 0
-	}
-	return int64(float64(bytes-m.at[0].bytes) / seconds)
 }

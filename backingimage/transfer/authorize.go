@@ -23,8 +23,8 @@ const (
 	outside      = "outside"     // a range outside of the file
 )
 
-// refusal is what every caller hears who has no good token for the image, whether there is one or not.
-const refusal = "this needs a token that the image's spec.accessTokens has and that has not expired; plinth image upload and plinth image download make one"
+// refusal is what every caller hears who has no good token, whether there is what it asks for or not.
+const refusal = "this needs a token that spec.accessTokens of the image or snapshot has and that has not expired; plinth image upload and plinth image download make one"
 
 // uidPattern is what the API server makes UIDs of.
 var uidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
@@ -36,8 +36,9 @@ type callKey struct{}
 
 // call is what is known of a request that was let through.
 type call struct {
-	image *v1alpha1.BackingImage // that it is about
-	peer  string                 // name of the node that asks; "" when it is a person
+	image    *v1alpha1.BackingImage // that it is about
+	snapshot *v1alpha1.Snapshot     // that it is about, when that is no image
+	peer     string                 // name of the node that asks; "" when it is none
 }
 
 func callOf(ctx context.Context) call {
@@ -48,7 +49,7 @@ func callOf(ctx context.Context) call {
 // imageOf is the image that a request is about.
 func imageOf(ctx context.Context) *v1alpha1.BackingImage { return callOf(ctx).image }
 
-// admission decides whether a caller may ask about the image that the path names; without an image, the reason says why not.
+// admission decides whether a caller may ask about the image or snapshot that the path names; without one, the reason says why not.
 type admission func(r *http.Request) (c call, reason string)
 
 // admitted lets a request through that an admission does.
@@ -57,7 +58,7 @@ func (s *Server) admitted(route string, admit admission, next imageHandler) http
 		w := &counted{ResponseWriter: rw}
 		defer s.count(route, w)
 		c, reason := admit(r)
-		if c.image == nil {
+		if c.image == nil && c.snapshot == nil {
 			s.refused(r, route, reason)
 			refuse(w, reason)
 			return
@@ -78,7 +79,7 @@ func (s *Server) refused(r *http.Request, route, reason string) {
 func refuse(w http.ResponseWriter, reason string) {
 	switch reason {
 	case noImage: // a peer may know, and goes on
-		http.Error(w, "there is no such image", http.StatusNotFound)
+		http.Error(w, "there is no such image or snapshot", http.StatusNotFound)
 		return
 	case notAsked:
 		w.Header().Set("Connection", "close")

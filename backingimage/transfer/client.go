@@ -17,9 +17,10 @@ import (
 	"plinth.dev/plinth/backingimage"
 )
 
-// Client speaks to one agent about one image.
+// Client speaks to one agent about one image or snapshot.
 type Client struct {
 	address string
+	kind    string // images or snapshots
 	uid     string
 	token   Token // "" of a peer, which shows its certificate instead
 	http    *http.Client
@@ -34,12 +35,18 @@ const (
 // NewClient makes a client of the agent at an address (host:port) whose public key has the hash, for the image with a UID.
 // It does not connect.
 func NewClient(address, publicKeyHash, uid string, t Token) *Client {
-	return newClient(address, uid, t, pinnedConfig(publicKeyHash))
+	return newClient(address, images, uid, t, pinnedConfig(publicKeyHash))
 }
 
-func newClient(address, uid string, t Token, config *tls.Config) *Client {
+// What a server has contents of, in its paths.
+const (
+	images    = "images"
+	snapshots = "snapshots"
+)
+
+func newClient(address, kind, uid string, t Token, config *tls.Config) *Client {
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	return &Client{address: address, uid: uid, token: t, http: &http.Client{
+	return &Client{address: address, kind: kind, uid: uid, token: t, http: &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSClientConfig: config, TLSHandshakeTimeout: dialTimeout,

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,12 +16,12 @@ import (
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
-// holding is what this node has of an image: a finished copy, or one that it is receiving from peers.
+// holding is what this node has of an image, a finished copy or one that it is receiving from peers; or a snapshot.
 type holding struct {
 	record fetch.Record
 	dir    string       // of a finished copy
 	bad    []int64      // its chunks that are known to be damaged
-	share  *fetch.Share // of the other
+	share  *fetch.Share // of the others
 }
 
 // holding finds it; a finished copy comes first, one without known damage before others. A copy whose damage cannot be told is
@@ -45,6 +46,22 @@ func (s *Server) holding(uid string) (holding, error) {
 		}
 	}
 	return holding{}, backingimage.Errorf(backingimage.NotFound, "this node has no ready copy of the image; ask another")
+}
+
+// asked is what this node has of what a request is about.
+func (s *Server) asked(ctx context.Context) (holding, error) {
+	c := callOf(ctx)
+	if c.snapshot == nil {
+		return s.holding(string(c.image.UID))
+	}
+	if s.options.Snapshots == nil {
+		return holding{}, backingimage.Errorf(backingimage.NotFound, "this node gives no snapshots")
+	}
+	share, err := s.options.Snapshots.Share(ctx, c.snapshot)
+	if err != nil {
+		return holding{}, err
+	}
+	return holding{record: share.Record, share: share}, nil
 }
 
 // finished is the finished copy in a directory.

@@ -38,13 +38,13 @@ func (s *Server) serveData(w http.ResponseWriter, r *http.Request) {
 
 // serveFile serves a file of a copy. Its ETag is the content digest, which names both content and manifest.
 func (s *Server) serveFile(rw http.ResponseWriter, r *http.Request, open func(holding) (file, error)) {
-	h, err := s.holding(string(imageOf(r.Context()).UID))
+	h, err := s.asked(r.Context())
 	var f file
 	if err == nil {
 		f, err = open(h)
 	}
 	switch backingimage.KindOf(err) {
-	case backingimage.NotFound, backingimage.Busy, backingimage.Conflict:
+	case backingimage.NotFound, backingimage.Busy, backingimage.Conflict, backingimage.NotReady:
 		http.Error(rw, err.Error(), httpStatus(err))
 		return
 	}

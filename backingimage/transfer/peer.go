@@ -24,9 +24,18 @@ var _ fetch.Peer = (*Peer)(nil)
 // NewPeer makes a Peer of the agent on a node, at an address (host:port) and with a public key of that hash, for the image with
 // a UID. It does not connect.
 func NewPeer(id *Identity, node, address, publicKeyHash, uid string) *Peer {
+	return newPeer(id, node, address, publicKeyHash, images, uid)
+}
+
+// NewSnapshotPeer is NewPeer for the snapshot with a UID.
+func NewSnapshotPeer(id *Identity, node, address, publicKeyHash, uid string) *Peer {
+	return newPeer(id, node, address, publicKeyHash, snapshots, uid)
+}
+
+func newPeer(id *Identity, node, address, publicKeyHash, kind, uid string) *Peer {
 	config := pinnedConfig(publicKeyHash)
 	config.Certificates = []tls.Certificate{id.certificate}
-	return &Peer{node: node, endpoint: address + " " + publicKeyHash, client: newClient(address, uid, "", config)}
+	return &Peer{node: node, endpoint: address + " " + publicKeyHash, client: newClient(address, kind, uid, "", config)}
 }
 
 // Node implements fetch.Peer.
@@ -46,7 +55,7 @@ const maxRecordBytes = 64 << 10
 
 // Record implements fetch.Peer.
 func (p *Peer) Record(ctx context.Context) (fetch.Record, error) {
-	resp, err := p.client.do(ctx, http.MethodGet, p.client.imagePath("record"), nil, nil)
+	resp, err := p.client.do(ctx, http.MethodGet, p.client.path("record"), nil, nil)
 	if err != nil {
 		return fetch.Record{}, fmt.Errorf("get the record: %w", err)
 	}
@@ -67,7 +76,7 @@ const maxBitmapBytes = 64 << 20
 
 // Chunks implements fetch.Peer.
 func (p *Peer) Chunks(ctx context.Context, contentDigest string) (manifest.Bitmap, error) {
-	resp, err := p.client.do(ctx, http.MethodGet, p.client.imagePath("have"), nil, nil)
+	resp, err := p.client.do(ctx, http.MethodGet, p.client.path("have"), nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask which chunks are there: %w", err)
 	}
@@ -85,7 +94,7 @@ func (p *Peer) Data(ctx context.Context, offset, bytes int64, choice bool) (io.R
 	if choice {
 		header[choiceHeader] = "1"
 	}
-	resp, err := p.client.do(ctx, http.MethodGet, p.client.imagePath("data"), nil, header)
+	resp, err := p.client.do(ctx, http.MethodGet, p.client.path("data"), nil, header)
 	if err != nil {
 		return nil, fmt.Errorf("get data: %w", err)
 	}

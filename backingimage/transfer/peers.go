@@ -29,7 +29,7 @@ func (s *Server) byKey(r *http.Request) (call, string) {
 		return call{}, reason
 	}
 	image, reason := s.imageWith(r.Context(), r.PathValue("uid"))
-	return call{image, name}, reason
+	return call{image: image, peer: name}, reason
 }
 
 // shown is the hash of the key that the client has proven to have; "" when it has shown none.
@@ -97,7 +97,7 @@ func withUID(images []*v1alpha1.BackingImage, uid string) *v1alpha1.BackingImage
 
 // serveRecord answers with what the copy is, in the form of its copy.json.
 func (s *Server) serveRecord(w http.ResponseWriter, r *http.Request) {
-	c, err := s.holding(string(imageOf(r.Context()).UID))
+	c, err := s.asked(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), httpStatus(err))
 		return
@@ -114,7 +114,7 @@ func (s *Server) serveRecord(w http.ResponseWriter, r *http.Request) {
 
 // serveHave answers with a manifest.Bitmap of the chunks that are here. Those of zeros are everywhere.
 func (s *Server) serveHave(w http.ResponseWriter, r *http.Request) {
-	c, err := s.holding(string(imageOf(r.Context()).UID))
+	c, err := s.asked(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), httpStatus(err))
 		return

@@ -226,11 +226,11 @@ func (r *Receiving) patience() time.Duration {
 	return r.Patience
 }
 
-func (c *Client) imagePath(what string) string { return "/v1/images/" + c.uid + "/" + what }
+func (c *Client) path(what string) string { return "/v1/" + c.kind + "/" + c.uid + "/" + what }
 
 // manifest gets a manifest's file form.
 func (c *Client) manifest(ctx context.Context) ([]byte, error) {
-	resp, err := c.do(ctx, http.MethodGet, c.imagePath("manifest"), nil, nil)
+	resp, err := c.do(ctx, http.MethodGet, c.path("manifest"), nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("get the manifest: %w", err)
 	}
@@ -243,7 +243,7 @@ func (c *Client) manifest(ctx context.Context) ([]byte, error) {
 func (c *Client) data(parent context.Context, offset int64, p []byte) error {
 	ctx, cancel := context.WithTimeout(parent, stall)
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodGet, c.imagePath("data"), nil, map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", offset, offset+int64(len(p))-1)})
+	resp, err := c.do(ctx, http.MethodGet, c.path("data"), nil, map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", offset, offset+int64(len(p))-1)})
 	if errors.Is(err, context.DeadlineExceeded) && parent.Err() == nil {
 		return backingimage.Errorf(backingimage.NotReady, "get data: agent at %s gave nothing for %s", c.address, stall)
 	}

@@ -30,9 +30,11 @@ type Options struct {
 	// BytesPerSecond of images' contents that are given away at the most, to all callers together; 0 is no limit.
 	BytesPerSecond int64
 	// Shares are the copies that this process is receiving from peers; nil when it does not give them away.
-	Shares  *fetch.Shares
-	Clock   clock.Clock
-	Metrics *Metrics // may be nil
+	Shares *fetch.Shares
+	// Snapshots of this node, for others; nil when there are none.
+	Snapshots Snapshots
+	Clock     clock.Clock
+	Metrics   *Metrics // may be nil
 }
 
 func (o Options) withDefaults() Options {
@@ -89,6 +91,11 @@ func NewServer(l net.Listener, id *Identity, s *store.Store, disks *disk.Set, u 
 	mux.Handle("GET /v1/images/{uid}/data", srv.admitted("data", srv.byEither, srv.serveData))
 	mux.Handle("GET /v1/images/{uid}/record", srv.admitted("record", srv.byKey, srv.serveRecord))
 	mux.Handle("GET /v1/images/{uid}/have", srv.admitted("have", srv.byKey, srv.serveHave))
+	mux.Handle("GET /v1/snapshots/{uid}/manifest", srv.admitted("manifest", srv.snapshotByKey, srv.serveManifest))
+	mux.Handle("GET /v1/snapshots/{uid}/data", srv.admitted("data", srv.snapshotByKey, srv.serveData))
+	mux.Handle("GET /v1/snapshots/{uid}/record", srv.admitted("record", srv.snapshotByKey, srv.serveRecord))
+	mux.Handle("GET /v1/snapshots/{uid}/have", srv.admitted("have", srv.snapshotByKey, srv.serveHave))
+	mux.Handle("GET /v1/snapshots/{uid}/extents", srv.admitted("extents", srv.snapshotByEither, srv.serveExtents))
 	srv.handler = srv.limited(mux)
 	return srv, nil
 }

@@ -21,6 +21,13 @@
 // says that it could take other chunks (Plinth-Choice) is told 423 when another peer has just got these: one sender with many
 // receivers gives each a different part, and they give that to each other. How a receiver chooses is package fetch's affair.
 //
+// # Snapshots
+//
+// An agent gives the snapshots of volumes that are on its disks to other agents in the same way (/v1/snapshots/{uid}/…), so that a volume
+// can be made from one elsewhere. Their manifest is computed when the first one asks. GET /v1/snapshots/{uid}/extents says where a
+// snapshot has data, or differs from another one, to peers and to who has a token in the snapshot's spec.accessTokens: a
+// controller, which is no node.
+//
 // # Uploads
 //
 // An upload is the tus protocol, resumable at any byte (POST, HEAD and PATCH on /v1/uploads/{uid}). Its ID is the image's

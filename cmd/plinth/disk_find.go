@@ -69,13 +69,18 @@ func calledDisk(d *v1alpha1.Disk) string {
 
 // onDisk returns the copies and volumes on a disk.
 func onDisk(ctx context.Context, client *store.Client, uuid string) ([]*v1alpha1.BackingImageCopy, []*v1alpha1.Volume, error) {
-	o := metav1.ListOptions{FieldSelector: "spec.diskUUID=" + uuid}
+	o := onDiskOptions(uuid)
 	_, of, err := copies.list(ctx, client, o)
 	if err != nil {
 		return nil, nil, err
 	}
 	_, vs, err := volumes.list(ctx, client, o)
 	return of, vs, err
+}
+
+// onDiskOptions select what is on a disk.
+func onDiskOptions(uuid string) metav1.ListOptions {
+	return metav1.ListOptions{FieldSelector: "spec.diskUUID=" + uuid}
 }
 
 var placedDisks = &placed{

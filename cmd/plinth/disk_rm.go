@@ -32,9 +32,9 @@ func newDiskRmCommand(c *cli) *cobra.Command {
 		Use:     "rm DISK",
 		Aliases: []string{"remove", "delete"},
 		Short:   "Stop using a disk; its files stay on it",
-		Long: "Rm takes a disk out of use. It is refused while volumes are on the disk, or the last ready copy of an image is; other copies move away\n" +
+		Long: "Rm takes a disk out of use. It is refused while volumes or snapshots are on the disk, or the last ready copy of an image is; other copies move away\n" +
 			"first. The files stay, so that plinth disk add takes the disk up again, here or on another node.\n\n" +
-			"With --lost the disk will never come back: the objects of the copies and volumes on it are removed as well.",
+			"With --lost the disk will never come back: the objects of the copies, volumes and snapshots on it are removed as well.",
 		Args:              program.Exactly("DISK"),
 		ValidArgsFunction: disks.complete(c),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,7 +47,7 @@ func newDiskRmCommand(c *cli) *cobra.Command {
 		},
 	}
 	addNodeFlag(cmd, &r.node)
-	cmd.Flags().BoolVar(&r.lost, "lost", false, "the disk is gone for good: forget it with the copies and volumes that were on it")
+	cmd.Flags().BoolVar(&r.lost, "lost", false, "the disk is gone for good: forget it with the copies, volumes and snapshots that were on it")
 	cmd.Flags().DurationVar(&r.timeout, "timeout", 10*time.Minute, "how long to wait until its copies have moved away; they go on moving after it")
 	return cmd
 }
@@ -126,7 +126,7 @@ func (a diskAgent) allows(d *v1alpha1.Disk) error {
 	return nil
 }
 
-// removable refuses to lose data: volumes, and images of which this disk has the last ready copy.
+// removable refuses to lose data: volumes, snapshots, and images of which this disk has the last ready copy.
 func removable(ctx context.Context, client *store.Client, d *v1alpha1.Disk) error {
 	of, vs, err := onDisk(ctx, client, d.Name)
 	if err != nil {
@@ -134,6 +134,13 @@ func removable(ctx context.Context, client *store.Client, d *v1alpha1.Disk) erro
 	}
 	if len(vs) > 0 {
 		return backingimage.Errorf(backingimage.InUse, "%s holds volumes, which are not moved: %s; delete them first (plinth volume rm), or, if the disk is gone for good, add --lost", calledDisk(d), listed(vs, func(v *v1alpha1.Volume) string { return v.Name }))
+	}
+	_, points, err := snapshots.list(ctx, client, onDiskOptions(d.Name))
+	if err != nil {
+		return err
+	}
+	if len(points) > 0 {
+		return backingimage.Errorf(backingimage.InUse, "%s holds snapshots, which are not moved: %s; delete them first (plinth snapshot rm), or, if the disk is gone for good, add --lost", calledDisk(d), listed(points, func(s *v1alpha1.Snapshot) string { return s.Name }))
 	}
 	last, err := lastCopies(ctx, client, of)
 	if err != nil || len(last) == 0 {
@@ -266,6 +273,16 @@ func (c *cli) forgetDisk(ctx context.Context, client *store.Client, d *v1alpha1.
 		}
 		fmt.Fprintf(c.out, "volume %s is lost\n", v.Name)
 	}
+	_, points, err := snapshots.list(ctx, client, onDiskOptions(d.Name))
+	if err != nil {
+		return err
+	}
+	for _, s := range points {
+		if err := forgetSnapshot(ctx, client, s); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.out, "snapshot %s is lost\n", s.Name)
+	}
 	return c.releaseDisk(ctx, client, d, agent, fmt.Sprintf("%s is forgotten; should it come back, its volumes are shown by plinth disk orphans", calledDisk(d)))
 }
 
@@ -277,6 +294,18 @@ func forgetVolume(ctx context.Context, client *store.Client, v *v1alpha1.Volume)
 	}
 	_, err = volumes.modify(ctx, client, v.Name, func(now *v1alpha1.Volume) {
 		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.VolumeFinalizer })
+	})
+	return backingimage.IgnoreNotFound(err)
+}
+
+// forgetSnapshot is forgetVolume of a snapshot.
+func forgetSnapshot(ctx context.Context, client *store.Client, s *v1alpha1.Snapshot) error {
+	err := client.Snapshots.Delete(ctx, s.Name, metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return apiError(err, "delete", "snapshot", s.Name)
+	}
+	_, err = snapshots.modify(ctx, client, s.Name, func(now *v1alpha1.Snapshot) {
+		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.SnapshotFinalizer })
 	})
 	return backingimage.IgnoreNotFound(err)
 }

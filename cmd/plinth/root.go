@@ -39,6 +39,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newControllerCommand(c),
 		newImageCommand(c),
 		newVolumeCommand(c),
+		newSnapshotCommand(c),
 		newDiskCommand(c),
 		newNodeCommand(c),
 		newSecretCommand(c),

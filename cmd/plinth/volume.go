@@ -29,9 +29,9 @@ var volumes = &noun[*v1alpha1.Volume, *v1alpha1.VolumeList]{
 
 func newVolumeCommand(c *cli) *cobra.Command {
 	return group("volume", "Volumes", "Volumes are block devices with a filesystem, made from an image or empty.\n"+
-		"Create, rm, expand, mount and unmount speak CSI with the driver's socket, as an orchestrator would; ls and show read the API.",
+		"Create, rm, expand, clone, mount and unmount speak CSI with the driver's socket, as an orchestrator would; ls and show read the API.",
 		newVolumeCreateCommand(c), volumes.lsCommand(c), volumes.showCommand(c), newVolumeRmCommand(c),
-		newVolumeExpandCommand(c), newVolumeMountCommand(c), newVolumeUnmountCommand(c))
+		newVolumeExpandCommand(c), newVolumeCloneCommand(c), newVolumeExportCommand(c), newVolumeMountCommand(c), newVolumeUnmountCommand(c))
 }
 
 func volumeState(v *v1alpha1.Volume) string {
@@ -55,13 +55,18 @@ func volumeBytes(v *v1alpha1.Volume) int64 {
 
 // volumeOrigin is what a volume was made from.
 func volumeOrigin(v *v1alpha1.Volume) string {
-	switch {
-	case v.Spec.Image != nil:
+	if v.Spec.Image != nil {
 		return v.Spec.Image.Name
-	case v.Spec.SourceVolume != "":
-		return "volume " + v.Spec.SourceVolume
 	}
-	return ""
+	return provisioner.SourceOf(v)
+}
+
+// volumeCopied is the volume or snapshot whose content a volume has, where the image alone does not say it.
+func volumeCopied(v *v1alpha1.Volume) string {
+	if v.Spec.Image == nil {
+		return ""
+	}
+	return provisioner.SourceOf(v)
 }
 
 func showVolume(_ context.Context, w io.Writer, _ *store.Client, v *v1alpha1.Volume, now time.Time) error {
@@ -84,6 +89,7 @@ func showVolume(_ context.Context, w io.Writer, _ *store.Client, v *v1alpha1.Vol
 	}
 	fields = append(fields,
 		field{"Made from", volumeOrigin(v)},
+		field{"By way of", volumeCopied(v)},
 		field{"Node", v.Spec.NodeName},
 		field{"Disk", v.Spec.DiskUUID},
 		field{"Device", v.Status.Device},

@@ -157,9 +157,9 @@ func (c *csiClient) stage(ctx context.Context, id, path string, use *csispec.Vol
 	return timedOut(err, timeout, "volume %s cannot be mounted yet: %s", id, last)
 }
 
-// showImage shows the progress of a volume's image until stop is called.
+// showImage shows the progress of what a volume is made of until stop is called.
 func (c *cli) showImage(ctx context.Context, client *store.Client, v *v1alpha1.Volume) (stop func()) {
-	if v.Spec.Image == nil || v.Status.State == v1alpha1.VolumeReady {
+	if v.Status.State == v1alpha1.VolumeReady || !v.Waits() && v.Spec.SourceDisk == "" {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -169,6 +169,13 @@ func (c *cli) showImage(ctx context.Context, client *store.Client, v *v1alpha1.V
 		meter := c.newMeter()
 		defer meter.end()
 		_ = poll(ctx, func(ctx context.Context) (bool, error) { // what goes wrong here is the staging's to report
+			if !v.Waits() { // it comes from another disk
+				now, err := volumes.get(ctx, client, v.Name)
+				if err == nil && now.Status.Message != "" {
+					meter.say("volume " + v.Name + ": " + now.Status.Message)
+				}
+				return err == nil && now.Status.State == v1alpha1.VolumeReady, err
+			}
 			p, err := imageProgress(ctx, client, v.Spec.Image.Name)
 			if err == nil {
 				meter.show(p)

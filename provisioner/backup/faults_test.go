@@ -140,6 +140,23 @@ func TestAServerThatStaysAwayIsToldAbout(t *testing.T) {
 	}
 }
 
+func TestTheEndOfACallersTimeSaysWhatWasWaitedFor(t *testing.T) {
+	t.Parallel()
+	p := s3Server(t)
+	for says, do := range map[string]func(*network, http.ResponseWriter, *http.Request){"no answer": stall, "503": unavailable} {
+		_, address := mustNetwork(t, p.address, fault{1, do})
+		away := *p
+		away.through(address)
+		away.options = object.Options{Attempts: 1000, Pause: 10 * time.Millisecond}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_, err := backup.Open(ctx, away.mustStore(t), backup.Options{})
+		cancel()
+		if !backingimage.Is(err, backingimage.NotReady) || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, which does not say %s", err, says)
+		}
+	}
+}
+
 func status(code int) func(*network, http.ResponseWriter, *http.Request) {
 	return func(_ *network, w http.ResponseWriter, r *http.Request) { w.WriteHeader(code) }
 }

@@ -198,7 +198,7 @@ func TestWritersAndCollectorsDoNotHarmEachOther(t *testing.T) {
 	p := directory(t)
 	o := backup.Options{Grace: time.Second, Concurrency: 2}
 	p.mustOpen(t, o)
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), lifetime())
 	defer cancel()
 	var wg sync.WaitGroup
 	for n := range 4 {
@@ -213,6 +213,14 @@ func TestWritersAndCollectorsDoNotHarmEachOther(t *testing.T) {
 	if n := mustBeSound(t, p.mustOpen(t, o)); n == 0 {
 		t.Error("no backup is left")
 	}
+}
+
+// lifetime is how long writers and collectors are let loose on each other.
+func lifetime() time.Duration {
+	if testing.Short() { // under the race detector
+		return 3 * time.Second
+	}
+	return 6 * time.Second
 }
 
 // childVariable makes the test's binary one of the processes that TestKilledProcessesLoseNothing kills: it is the place's URL.
@@ -246,6 +254,9 @@ func (fatal) Fatal(args ...any) { fmt.Println(args...); os.Exit(1) }
 func crashRounds() int {
 	if n, err := strconv.Atoi(os.Getenv("PLINTH_CRASH_ROUNDS")); err == nil {
 		return n
+	}
+	if testing.Short() { // under the race detector
+		return 2
 	}
 	return 6
 }

@@ -118,7 +118,7 @@ type Snapshot struct {
 type SnapshotInfo struct {
 	Snapshot
 	Bytes     int64     // size of the volume at that moment
-	Created   time.Time // the moment
+	Created   time.Time // the moment, or a little before it: everything that was written before is in it
 	UsedBytes int64     // allocated, what it shares with its volume included
 }
 

@@ -26,6 +26,10 @@ func ParseCopyName(name string) (imageUID, diskUUID string, ok bool) {
 	return imageUID, diskUUID, ok && imageUID != "" && diskUUID != "" && !strings.Contains(diskUUID, ".")
 }
 
+// ClonePoint is the name of the Snapshot of which a volume on another disk than its source volume's is made. No snapshot that somebody
+// asks for has such a name.
+func ClonePoint(volume string) string { return volume + ".clone" }
+
 // Parameters returns the source parameters as plain strings.
 func (s *BackingImageSpec) Parameters() map[string]string {
 	m := make(map[string]string, len(s.SourceParameters))

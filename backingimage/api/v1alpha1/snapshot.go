@@ -24,10 +24,9 @@ const (
 // SnapshotFinalizer keeps a Snapshot until its agent has removed its file.
 const SnapshotFinalizer = "plinth.dev/snapshot"
 
-// SnapshotSpec is what the CSI controller decided. It never changes, but for the node, when the disk is plugged into another.
+// SnapshotSpec is what the CSI controller decided. Only accessTokens change, and nodeName when the disk is plugged into another node.
 //
-// +kubebuilder:validation:XValidation:rule="self.name == oldSelf.name && self.volume == oldSelf.volume && self.type == oldSelf.type && self.diskUUID == oldSelf.diskUUID",message="a snapshot's spec is immutable, but for nodeName; delete the snapshot and take another"
-// +kubebuilder:validation:XValidation:rule="has(self.image) == has(oldSelf.image) && (!has(self.image) || self.image == oldSelf.image) && has(self.targetVolume) == has(oldSelf.targetVolume) && (!has(self.targetVolume) || self.targetVolume == oldSelf.targetVolume)",message="a snapshot's image and targetVolume are immutable"
+// +kubebuilder:validation:XValidation:rule="self.name == oldSelf.name && self.volume == oldSelf.volume && self.type == oldSelf.type && self.diskUUID == oldSelf.diskUUID",message="a snapshot is immutable; delete it and take another"
 // +kubebuilder:validation:XValidation:rule="(self.type == 'clone') == has(self.targetVolume)",message="targetVolume: is for snapshots of type clone, and needed there"
 type SnapshotSpec struct {
 	// Name that the orchestrator asked for, e.g. snapshot-<uid>. The object's name is derived from it.
@@ -48,6 +47,13 @@ type SnapshotSpec struct {
 	// Image that the volume's content began as; absent when it began empty.
 	// +optional
 	Image *VolumeImage `json:"image,omitempty"`
+	// AccessTokens let who knows one ask the snapshot's node which of its blocks have data, or differ from another snapshot's. Who
+	// writes them keeps the token; only its hash is here.
+	// +optional
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=sha256
+	AccessTokens []AccessToken `json:"accessTokens,omitempty"`
 	// TargetVolume is the name of the Volume object that a snapshot of type clone is for.
 	// +optional
 	TargetVolume string `json:"targetVolume,omitempty"`

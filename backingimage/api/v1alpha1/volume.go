@@ -71,6 +71,10 @@ type VolumeSpec struct {
 	// SourceSnapshot is the name of the Snapshot object that this volume was made from.
 	// +optional
 	SourceSnapshot string `json:"sourceSnapshot,omitempty"`
+	// SourceDisk is the UUID of the disk that holds the source volume or snapshot, where that is another disk than the volume's own: the
+	// content is then received from there.
+	// +optional
+	SourceDisk string `json:"sourceDisk,omitempty"`
 	// SourceHandle is the handle of the snapshot that was asked for as the volume's content, of whatever type, e.g.
 	// snap://volume/snapshot.
 	// +optional

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 
+	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/store"
@@ -23,6 +24,8 @@ type Peering struct {
 	BytesPerSecond int64
 	// Advertise returns the address that others are told, given where the server listens; may be nil.
 	Advertise func(listening string) string
+	// Snapshots makes what gives the snapshots of the disks that are open, from the next Start on; may be nil.
+	Snapshots func(*disk.Set) transfer.Snapshots
 	// Patience and Stall are those of fetch.PeerJob.
 	Patience, Stall time.Duration
 
@@ -65,8 +68,12 @@ func (p *Peering) start(m *Machine, s *store.Store, o *node.Options) Part {
 	if p.Advertise != nil {
 		o.Address = p.Advertise(p.Address)
 	}
+	var snapshots transfer.Snapshots
+	if p.Snapshots != nil {
+		snapshots = p.Snapshots(m.Set)
+	}
 	server, err := transfer.NewServer(listener, p.Identity, s, m.Set, transfer.NewUploads(0, 0, clock.RealClock{}), transfer.Options{
-		BytesPerSecond: p.BytesPerSecond, Shares: o.Shares, Metrics: transfer.NewMetrics(p.Metrics),
+		BytesPerSecond: p.BytesPerSecond, Shares: o.Shares, Snapshots: snapshots, Metrics: transfer.NewMetrics(p.Metrics),
 	})
 	must(m.tb, err)
 	return server

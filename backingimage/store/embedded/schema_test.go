@@ -343,7 +343,7 @@ func testSnapshotChange(t *testing.T, c *store.Client) {
 	t.Run("that changes its spec is refused", func(t *testing.T) {
 		taken.Spec.Volume = "w"
 		_, err := c.Snapshots.Update(ctx, taken, metav1.UpdateOptions{})
-		mustRefuse(t, err, "a snapshot's spec is immutable")
+		mustRefuse(t, err, "a snapshot is immutable")
 	})
 }
 

@@ -54,6 +54,8 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 		return nil, err
 	}
 	engines := newEngines(disks)
+	offers := provisioner.NewOffers(cfg.NodeName, engines, clock.RealClock{})
+	peers.options.Snapshots = offers
 	o := cfg.Node
 	o.Metrics, o.Exporter, o.Credentials = node.NewMetrics(registry), engines, secrets
 	o.Uploads, o.Address, o.PublicKeyHash = peers.uploads, peers.address, peers.identity.PublicKeyHash()
@@ -61,7 +63,7 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
 	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.Node.Source, secrets)
 	o.Restorer = repositories.Image
-	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines, repositories), snapshots: provisioner.NewSnapshotLoop(s, engines), backups: provisioner.NewBackupLoop(cfg.NodeName, s, engines, repositories, clock.RealClock{})}
+	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: offers, Identity: peers.identity, Repositories: repositories}), snapshots: provisioner.NewSnapshotLoop(s, engines), backups: provisioner.NewBackupLoop(cfg.NodeName, s, engines, repositories, clock.RealClock{})}
 	stageWait := newStageWait(registry)
 	a.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(registry), Ready: func() error { return process.ReadyNow(a.Ready) }, Controller: controller,

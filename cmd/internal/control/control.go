@@ -35,7 +35,7 @@ import (
 // is left in them of what they knew in an earlier one.
 func Loops(s *store.Store, o controller.Options, r *provisioner.Repositories) process.Part {
 	return loops{
-		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewReaders(s),
+		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewReaders(s), provisioner.NewPoints(s),
 		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
 	}
 }

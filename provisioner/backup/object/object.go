@@ -318,24 +318,36 @@ func (s *Store) classifyList(ctx context.Context, prefix string, err error) erro
 // try makes attempts until one succeeds, cannot, or they are used up.
 func (s *Store) try(ctx context.Context, action, name string, attempt func(context.Context) error) error {
 	pause := s.options.Pause
+	last := errNoAnswer
 	for n := 1; ; n++ {
 		err := s.once(ctx, attempt)
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return s.ended(ctx, action, name, last)
 		}
+		last = err
 		if !backingimage.Is(err, backingimage.NotReady) || n >= s.options.Attempts {
 			return backingimage.Errorf(backingimage.KindOf(err), "%s %s in %s: %w", action, name, s.shown, err)
 		}
 		select {
 		case <-s.options.Clock.After(pause):
 		case <-ctx.Done():
-			return ctx.Err()
+			return s.ended(ctx, action, name, last)
 		}
 		pause *= 2
 	}
+}
+
+var errNoAnswer = errors.New("there was no answer")
+
+// ended is the error of a call whose context is over: when its time was, with what kept it from being done.
+func (s *Store) ended(ctx context.Context, action, name string, last error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return backingimage.Errorf(backingimage.NotReady, "%s %s in %s: %w", action, name, s.shown, last)
+	}
+	return ctx.Err()
 }
 
 func (s *Store) once(ctx context.Context, attempt func(context.Context) error) error {

@@ -3,8 +3,8 @@ package reflink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
-	"time"
 
 	"k8s.io/klog/v2"
 
@@ -44,7 +44,7 @@ func (e *Engine) export(ctx context.Context, id, path string) (err error) {
 			os.Remove(part.Name()) // the next attempt truncates it
 		}
 	}()
-	if _, err := e.still(ctx, id, part); err != nil {
+	if err := e.still(ctx, id, part); err != nil {
 		return err
 	}
 	if err := part.Sync(); err != nil {
@@ -53,26 +53,39 @@ func (e *Engine) export(ctx context.Context, id, path string) (err error) {
 	return durable.Rename(part.Name(), path)
 }
 
-// still makes target's content that of the volume at one moment, and returns which.
-func (e *Engine) still(ctx context.Context, id string, target *os.File) (moment time.Time, err error) {
+// still makes target's content that of the volume at one moment.
+func (e *Engine) still(ctx context.Context, id string, target *os.File) error {
 	content, err := os.Open(e.volumes.file(id))
 	if err != nil {
-		return moment, err
+		return err
 	}
 	defer content.Close()
-	device, _, err := loop.Find(e.volumes.file(id))
+	device, attached, err := loop.Find(e.volumes.file(id))
 	if err != nil {
-		return moment, err
+		return err
 	}
-	err = freeze.While(ctx, device.Path, e.layout.Frozen(id), func(ctx context.Context) error {
-		if err := flushDevice(e.volumes.file(id)); err != nil {
-			return err
+	return freeze.While(ctx, device.Path, e.layout.Frozen(id), func(ctx context.Context) error {
+		if attached && !device.ReadOnly {
+			if err := flush(device.Path); err != nil {
+				return err
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		moment = time.Now()
 		return ficlone(int(target.Fd()), int(content.Fd()))
 	})
-	return moment, err
+}
+
+// flush writes what a device caches to the volume's file.
+func flush(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("flush %s: %w", device, err)
+	}
+	return nil
 }

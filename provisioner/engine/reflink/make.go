@@ -12,7 +12,6 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
-	"plinth.dev/plinth/backingimage/disk/loop"
 	"plinth.dev/plinth/backingimage/durable"
 	"plinth.dev/plinth/provisioner/engine"
 )
@@ -34,8 +33,7 @@ func (e *Engine) Clone(ctx context.Context, v engine.Volume, from engine.From) e
 			if _, err := e.volumes.read(from.Volume); err != nil {
 				return err
 			}
-			_, err := e.still(ctx, from.Volume, target)
-			return err
+			return e.still(ctx, from.Volume, target)
 		}
 		source, err := e.openSource(from)
 		if err != nil {
@@ -191,23 +189,6 @@ func (e *Engine) openSource(from engine.From) (*os.File, error) {
 		return nil, backingimage.Errorf(backingimage.NotFound, "there is no %s on this disk", what)
 	}
 	return f, err
-}
-
-// flushDevice writes what the volume's device, if it has one, caches to the volume's file.
-func flushDevice(path string) error {
-	d, attached, err := loop.Find(path)
-	if err != nil || !attached || d.ReadOnly {
-		return err
-	}
-	f, err := os.Open(d.Path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("flush %s: %w", d.Path, err)
-	}
-	return nil
 }
 
 // publication is a volume or a snapshot that is being made.

@@ -20,7 +20,7 @@ type record struct {
 	FormatVersion int `json:"formatVersion"`
 	engine.Volume
 	From    engine.From `json:"from,omitzero"`
-	Created time.Time   `json:"created,omitzero"` // the moment of a snapshot
+	Created time.Time   `json:"created,omitzero"` // when a snapshot was begun: everything that was written before is in it
 }
 
 func (r record) encode() ([]byte, error) {

@@ -3,6 +3,7 @@ package reflink
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -28,12 +29,12 @@ func (e *Engine) Snapshot(ctx context.Context, s engine.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	r = record{Volume: engine.Volume{ID: s.ID, Bytes: r.Bytes, Name: s.Name}, From: engine.From{Volume: s.Volume}}
-	err = e.stage(e.snapshots, s.ID, func(p *publication) (err error) {
-		if r.Created, err = e.still(ctx, s.Volume, p.content); err != nil {
+	r = record{Volume: engine.Volume{ID: s.ID, Bytes: r.Bytes, Name: s.Name}, From: engine.From{Volume: s.Volume}, Created: time.Now()}
+	err = e.stage(e.snapshots, s.ID, func(p *publication) error {
+		if err := p.describe(r); err != nil { // on its way to the disk meanwhile
 			return err
 		}
-		return p.describe(r)
+		return e.still(ctx, s.Volume, p.content)
 	})
 	if err != nil {
 		return e.explain(fmt.Sprintf("take snapshot %s of volume %s", s.ID, s.Volume), err)

@@ -2,6 +2,8 @@
 // file, FICLONE, ftruncate. The engine does more for its price (a record, a name given in one step, all of it on disk when it
 // returns), so the bare clone is measured with an fsync as well, for the reader.
 //
+// Beside it stand a snapshot of a volume that has the image's content, and a volume that is made from a snapshot: each is one such clone as well.
+//
 // The images have 1 GiB of data in 512 pieces that lie apart on the disk, as a parallel download leaves them, at
 // 1, 10 and 100 GiB of virtual size; medians of alternating runs. One line for each comparison:
 //
@@ -88,15 +90,22 @@ func (b *bench) measure(ctx context.Context) error {
 		return err
 	}
 	for i, size := range sizes {
-		name, m := fmt.Sprintf("clone of %d GiB", size), medians[3*i:]
-		line(name+" : bare", m[0], m[1], "1.5")
-		line(name+" : bare and fsync", m[0], m[2], "-")
+		of, m := fmt.Sprintf(" of %d GiB", size), medians[rivals*i:]
+		line("clone"+of+" : bare", m[0], m[1], "1.5")
+		line("clone"+of+" : bare and fsync", m[0], m[2], "-")
+		line("snapshot"+of+" : bare", m[3], m[1], "1.5")
+		line("restore"+of+" : bare", m[4], m[1], "1.5")
 	}
-	line("clone of 100 GiB : of 1 GiB", medians[6], medians[0], "1.25")
+	last := rivals * (len(sizes) - 1)
+	line("clone of 100 GiB : of 1 GiB", medians[last], medians[0], "1.25")
+	line("snapshot of 100 GiB : of 1 GiB", medians[last+3], medians[3], "1.25")
 	return nil
 }
 
-// contenders clone an image: ours, bare, and bare with an fsync.
+// rivals is how many contenders there are for each size.
+const rivals = 5
+
+// contenders clone an image: ours, bare, and bare with an fsync; and take a snapshot of its clone, and make a volume from one.
 func (b *bench) contenders(ctx context.Context, uid string, size int64) []func(i int) error {
 	source := filepath.Join(b.disk.Layout().Image(uid), disk.ImageFile)
 	scratch := func(kind string, i int) string {
@@ -108,6 +117,12 @@ func (b *bench) contenders(ctx context.Context, uid string, size int64) []func(i
 		},
 		func(i int) error { return bare(source, scratch("bare", i), size, false) },
 		func(i int) error { return bare(source, scratch("synced", i), size, true) },
+		func(i int) error {
+			return b.engine.Snapshot(ctx, engine.Snapshot{ID: fmt.Sprintf("%s-%d", uid, i), Volume: uid + "-0"})
+		},
+		func(i int) error {
+			return b.engine.Clone(ctx, engine.Volume{ID: fmt.Sprintf("%s-restored-%d", uid, i), Bytes: size}, engine.From{Snapshot: uid + "-0"})
+		},
 	}
 }
 

@@ -25,17 +25,21 @@ import (
 	"plinth.dev/plinth/backingimage/store/embedded"
 	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/deploy"
+	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/engine"
+	"plinth.dev/plinth/provisioner/engine/reflink"
 )
 
 // cluster is an API, the controller and some agents, whose disks are directories of one filesystem that can reflink.
 type cluster struct {
-	dir    string
-	root   *disk.Disk
-	api    *embedded.Server
-	store  *store.Store // of the controller
-	agents []*agent
-	stop   context.CancelFunc
-	parts  sync.WaitGroup
+	dir     string
+	root    *disk.Disk
+	api     *embedded.Server
+	store   *store.Store // of the controller
+	agents  []*agent
+	volumes bool // the agents make volumes
+	stop    context.CancelFunc
+	parts   sync.WaitGroup
 }
 
 // agent is one of them.
@@ -44,11 +48,12 @@ type agent struct {
 	disk     *disk.Disk
 	registry *prometheus.Registry
 	volume   func(path string) error // makes the content that is exported
+	engine   engine.Engine
 }
 
 // newCluster starts an API with the controller, and so many agents.
-func newCluster(ctx context.Context, parent string, poolBytes, bytesPerSecond int64, agents int) (c *cluster, err error) {
-	c = &cluster{stop: func() {}}
+func newCluster(ctx context.Context, parent string, poolBytes, bytesPerSecond int64, agents int, volumes bool) (c *cluster, err error) {
+	c = &cluster{stop: func() {}, volumes: volumes}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -72,7 +77,7 @@ func newCluster(ctx context.Context, parent string, poolBytes, bytesPerSecond in
 	if c.store, err = store.New(api.RESTConfig(), store.Options{}); err != nil {
 		return c, err
 	}
-	c.run(ctx, c.store, controller.NewImages(c.store, controller.Options{}))
+	c.run(ctx, c.store, controller.NewImages(c.store, controller.Options{}), controller.NewNodes(c.store, controller.Options{}), provisioner.NewPoints(c.store))
 	for i := range agents {
 		a := &agent{name: fmt.Sprintf("n%02d", i), registry: prometheus.NewRegistry()}
 		c.agents = append(c.agents, a)
@@ -112,7 +117,10 @@ func (c *cluster) start(ctx context.Context, a *agent, bytesPerSecond int64) (er
 		return err
 	}
 	shares, uploads := fetch.NewShares(), transfer.NewUploads(0, 0, clock.RealClock{})
-	server, err := transfer.NewServer(l, id, s, set, uploads, transfer.Options{BytesPerSecond: bytesPerSecond, Shares: shares, Metrics: transfer.NewMetrics(a.registry)})
+	a.engine = reflink.New(a.disk.Layout(), reflink.Options{Capacity: a.disk.Capacity})
+	engines := provisioner.NewEngines(set, func(*disk.Disk) engine.Engine { return a.engine })
+	offers := provisioner.NewOffers(a.name, engines, clock.RealClock{})
+	server, err := transfer.NewServer(l, id, s, set, uploads, transfer.Options{BytesPerSecond: bytesPerSecond, Shares: shares, Snapshots: offers, Metrics: transfer.NewMetrics(a.registry)})
 	if err != nil {
 		return err
 	}
@@ -120,6 +128,9 @@ func (c *cluster) start(ctx context.Context, a *agent, bytesPerSecond int64) (er
 		Version: "bench", Uploads: uploads, Address: l.Addr().String(), PublicKeyHash: id.PublicKeyHash(), Identity: id, Shares: shares, Exporter: a,
 	})
 	c.run(ctx, s, server, n)
+	if c.volumes {
+		c.run(ctx, provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: offers, Identity: id}), provisioner.NewSnapshotLoop(s, engines))
+	}
 	return n.Registered(ctx)
 }
 
@@ -164,9 +175,9 @@ func (c *cluster) give(ctx context.Context, name string, bytes, data int64) (*v1
 // Export implements node.Exporter.
 func (a *agent) Export(_ context.Context, _, _, path string) error { return a.volume(path) }
 
-// fill makes a file of random data in pieces of 1 MiB, spread evenly.
+// fill makes a file of random data in pieces of 2 MiB, spread evenly.
 func fill(path string, bytes, data int64) error {
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@
 //   - peer-sparse: a copy of a sparse image, from the wish for it to ready, the best of some, against a bound in seconds.
 //   - peer-dense: the same of an image without holes, against curl that gets the same file from a Go TLS server in this
 //     process, and sync.
+//   - restore-sparse: a volume of a sparse snapshot on another node, from the request for it to ready, the best of some, against a
+//     bound in seconds.
 //   - peer-fan-out: one to many, every agent's sending limited, against the time of one copy with that limit. The lines
 //     below it say what each agent sent.
 package main
@@ -54,7 +56,7 @@ func run(ctx context.Context) error {
 	flag.Int64Var(&c.fanRate, "fan-rate", 40_000_000, "bytes a second that each agent may send then")
 	flag.IntVar(&c.receivers, "receivers", 16, "agents that get it")
 	flag.IntVar(&c.runs, "runs", 3, "measured runs of the first two cases")
-	flag.StringVar(&c.only, "only", "", "run only this case: peer-sparse, peer-dense or peer-fan-out")
+	flag.StringVar(&c.only, "only", "", "run only this case: peer-sparse, peer-dense, restore-sparse or peer-fan-out")
 	flag.Parse()
 	klog.LogToStderr(false)
 	klog.SetOutput(discard{})
@@ -68,7 +70,7 @@ func run(ctx context.Context) error {
 	for _, k := range []struct {
 		name string
 		do   func(context.Context) error
-	}{{"peer-sparse", b.sparse}, {"peer-dense", b.denseCase}, {"peer-fan-out", b.fanOut}} {
+	}{{"peer-sparse", b.sparse}, {"peer-dense", b.denseCase}, {"restore-sparse", b.restore}, {"peer-fan-out", b.fanOut}} {
 		if c.only != "" && c.only != k.name || ctx.Err() != nil {
 			continue
 		}
@@ -116,7 +118,7 @@ func (b *bench) sparse(ctx context.Context) error {
 
 // onePeer measures a copy from one agent to another, in seconds from the wish to ready.
 func (b *bench) onePeer(ctx context.Context, bytes, data int64) (float64, error) {
-	c, err := newCluster(ctx, b.dir, 16*bytes, 0, 2)
+	c, err := newCluster(ctx, b.dir, 16*bytes, 0, 2, false)
 	if err != nil {
 		return 0, err
 	}
@@ -180,7 +182,7 @@ func (b *bench) fanOut(ctx context.Context) error {
 // fan gives an image to so many agents; it returns the seconds until all have it, and what each agent sent, the first
 // copy's before the others'.
 func (b *bench) fan(ctx context.Context, receivers int) (seconds float64, sent []int64, err error) {
-	c, err := newCluster(ctx, b.dir, int64(receivers+2)*b.fanBytes*4, b.fanRate, receivers+1)
+	c, err := newCluster(ctx, b.dir, int64(receivers+2)*b.fanBytes*4, b.fanRate, receivers+1, false)
 	if err != nil {
 		return 0, nil, err
 	}
