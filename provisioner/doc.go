@@ -5,4 +5,9 @@
 // CreateVolume's path: csi.Server → Idempotent → Provisioner.Create → hooks (source, image, size, place) → Volume object.
 // From then on the image's copy on that disk is wanted; the volume loop clones when it is ready; NodeStage waits for
 // that in Attacher.Attach. Nothing here speaks CSI.
+//
+// Snapshots are of three types (snapshotTypes), each kept by something else: a file on the volume's disk, which SnapshotLoop takes there;
+// a backing image; a backup. A volume that is made of a snapshot, or of another volume, on the same disk is a clone. On another disk its
+// content comes from there: of a volume a point in time is taken first (Points), Offers give it with a manifest, and receipts get it chunk
+// by chunk, as agents get images.
 package provisioner

@@ -110,8 +110,8 @@ func released(object *v1alpha1.Disk) bool {
 	return ready.Reason == v1alpha1.DiskNotWanted || p.Away() || p == disk.ProblemFailing
 }
 
-// register writes the object of an open disk where it is missing. A disk that comes from elsewhere brings its copies and volumes
-// along; killed half-way, the next registration moves the rest.
+// register writes the object of an open disk where it is missing. A disk that comes from elsewhere brings its copies, volumes and
+// snapshots along; killed half-way, the next registration moves the rest.
 func (k *keeper) register(ctx context.Context, w wish, d *disk.Disk) error {
 	object, err := k.object(ctx, w, d)
 	if err != nil {
@@ -149,10 +149,13 @@ func (k *keeper) object(ctx context.Context, w wish, d *disk.Disk) (*v1alpha1.Di
 	}})
 }
 
-// bring makes the copies and volumes of a disk this node's.
+// bring makes the copies, volumes and snapshots of a disk this node's.
 func (k *keeper) bring(ctx context.Context, uuid string) error {
-	err := bring(ctx, k.store.Copies, uuid, func(c *v1alpha1.BackingImageCopy) *string { return &c.Spec.NodeName }, k.node)
-	return errors.Join(err, bring(ctx, k.store.Volumes, uuid, func(v *v1alpha1.Volume) *string { return &v.Spec.NodeName }, k.node))
+	return errors.Join(
+		bring(ctx, k.store.Copies, uuid, func(c *v1alpha1.BackingImageCopy) *string { return &c.Spec.NodeName }, k.node),
+		bring(ctx, k.store.Volumes, uuid, func(v *v1alpha1.Volume) *string { return &v.Spec.NodeName }, k.node),
+		bring(ctx, k.store.Snapshots, uuid, func(s *v1alpha1.Snapshot) *string { return &s.Spec.NodeName }, k.node),
+	)
 }
 
 func bring[T store.Object](ctx context.Context, kind *store.Kind[T], uuid string, nodeName func(T) *string, node string) error {

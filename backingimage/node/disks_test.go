@@ -498,6 +498,8 @@ func TestADiskThatIsMovedBringsItsCopiesAndVolumes(t *testing.T) {
 			one.UntilReady("moving", "1/1")
 			_, err := one.Store.Volumes.Create(context.Background(), &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "along"}, Spec: v1alpha1.VolumeSpec{Name: "along", CapacityBytes: 1 << 20, DiskUUID: uuid, NodeName: "n1"}})
 			must(t, err)
+			_, err = one.Store.Snapshots.Create(context.Background(), &v1alpha1.Snapshot{ObjectMeta: metav1.ObjectMeta{Name: "along"}, Spec: v1alpha1.SnapshotSpec{Name: "along", Volume: "along", Type: v1alpha1.SnapshotSnap, DiskUUID: uuid, NodeName: "n1"}})
+			must(t, err)
 			test.leave(one, d)
 			there := t.TempDir()
 			d.mount(there)
@@ -515,6 +517,7 @@ func TestADiskThatIsMovedBringsItsCopiesAndVolumes(t *testing.T) {
 				return c != nil && c.Spec.NodeName == "n2" && c.Status.State == v1alpha1.CopyReady, nil
 			}))
 			must(t, two.Store.Volumes.Wait(ctx, "along", func(v *v1alpha1.Volume) (bool, error) { return v != nil && v.Spec.NodeName == "n2", nil }))
+			must(t, two.Store.Snapshots.Wait(ctx, "along", func(s *v1alpha1.Snapshot) (bool, error) { return s != nil && s.Spec.NodeName == "n2", nil }))
 			time.Sleep(5 * nodetest.Heartbeat) // in which whoever thinks it its own could spoil it
 			if left, _ := os.ReadDir(d.dir); len(left) > 0 {
 				t.Errorf("a new disk was made where the moved one was: %v", left)

@@ -24,7 +24,7 @@ const (
 // SnapshotFinalizer keeps a Snapshot until its agent has removed its file.
 const SnapshotFinalizer = "plinth.dev/snapshot"
 
-// SnapshotSpec is what the CSI controller decided. Only accessTokens change.
+// SnapshotSpec is what the CSI controller decided. Only accessTokens change, and nodeName when the disk is plugged into another node.
 //
 // +kubebuilder:validation:XValidation:rule="self.name == oldSelf.name && self.volume == oldSelf.volume && self.type == oldSelf.type && self.diskUUID == oldSelf.diskUUID",message="a snapshot is immutable; delete it and take another"
 // +kubebuilder:validation:XValidation:rule="(self.type == 'clone') == has(self.targetVolume)",message="targetVolume: is for snapshots of type clone, and needed there"

@@ -16,7 +16,7 @@ import (
 // RegisterMetrics registers what the controllers tell: whether this process leads and, while it does, how many objects there are by
 // state, so that they are told once however many processes are asked.
 func RegisterMetrics(r prometheus.Registerer, s *store.Store, leading func() bool) {
-	r.MustRegister(newStateCollector(s, leading), &objectCollector{s, leading, clock.RealClock{}}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	r.MustRegister(newStateCollector(s, leading), &objectCollector{s, leading, clock.RealClock{}}, newBackupCollector(s, leading), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "plinth_leader", Help: "1 while this process runs the controllers, 0 while another does.",
 	}, func() float64 {
 		if leading() {

@@ -37,7 +37,9 @@ func TestMetricsTellOfObjectsWhileThisProcessLeads(t *testing.T) {
 	for name, want := range map[string]float64{
 		"plinth_volumes_abnormal": 0, "plinth_leader": 1, `plinth_images state="ready"`: 1, `plinth_volumes state="pending"`: 1,
 		`plinth_image_copies_ready image="fedora"`: 1, `plinth_image_copies_wanted image="fedora"`: 3,
-		`plinth_disk_capacity_bytes disk="d1" node="n1" path="/srv"`: 1000, `plinth_disk_available_bytes disk="d1" node="n1" path="/srv"`: 120,
+		`plinth_backups state="ready"`: 1, `plinth_backups state="failed"`: 0, `plinth_backup_targets ready="false"`: 1,
+		`plinth_backup_newest_timestamp_seconds target="nas" volume="v"`: 1000,
+		`plinth_disk_capacity_bytes disk="d1" node="n1" path="/srv"`:     1000, `plinth_disk_available_bytes disk="d1" node="n1" path="/srv"`: 120,
 		`plinth_disk_ready disk="d1" node="n1" path="/srv"`: 0, `plinth_disk_full disk="d1" node="n1" path="/srv"`: 0, `plinth_disk_orphans disk="d1" node="n1" path="/srv"`: 1,
 	} {
 		if value, told := got[name]; !told || value != want {
@@ -67,6 +69,12 @@ func mustFill(t *testing.T, s *store.Store) {
 		d.Status.Orphans = []v1alpha1.Orphan{{Kind: v1alpha1.OrphanVolume, Name: "v", Path: "/srv/volumes/v"}}
 	}))
 	must(s.Volumes.Create(ctx, &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "v"}, Spec: v1alpha1.VolumeSpec{Name: "v", CapacityBytes: 1, DiskUUID: "d1"}}))
+	must(s.Targets.Create(ctx, &v1alpha1.BackupTarget{ObjectMeta: metav1.ObjectMeta{Name: "nas"}, Spec: v1alpha1.BackupTargetSpec{URL: "file:///mnt"}}))
+	must(s.Backups.Create(ctx, &v1alpha1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: v1alpha1.BackupSpec{Target: "nas", Volume: "v"}}))
+	taken := metav1.NewMicroTime(time.Unix(1000, 0))
+	must(s.Backups.ModifyStatus(ctx, "b", func(b *v1alpha1.Backup) { b.Status.State, b.Status.TakenTime = v1alpha1.BackupReady, &taken }))
+	must(nil, s.Targets.Wait(ctx, "nas", func(t *v1alpha1.BackupTarget) (bool, error) { return t != nil, nil }))
+	must(nil, s.Backups.Wait(ctx, "b", func(b *v1alpha1.Backup) (bool, error) { return b != nil && b.Status.TakenTime != nil, nil }))
 	must(nil, s.Volumes.Wait(ctx, "v", func(v *v1alpha1.Volume) (bool, error) { return v != nil, nil }))
 	must(nil, s.Disks.Wait(ctx, "d1", func(d *v1alpha1.Disk) (bool, error) { return d != nil && d.Status.AvailableBytes > 0, nil }))
 	must(nil, s.Images.Wait(ctx, "fedora", func(i *v1alpha1.BackingImage) (bool, error) { return i != nil && i.Status.Copies != "", nil }))

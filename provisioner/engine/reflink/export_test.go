@@ -15,3 +15,14 @@ func ReplaceOrderedLog(tb testing.TB, ordered bool) {
 	orderedLog = func(string) bool { return ordered }
 	tb.Cleanup(func() { orderedLog = real })
 }
+
+// Mapping is a piece of a file for Difference.
+type Mapping = mapping
+
+// MappingAt makes one; known says that its address is to be relied on.
+func MappingAt(offset, bytes, physical int64, known bool) Mapping {
+	return mapping{offset, bytes, physical, known}
+}
+
+// Difference is the comparison behind Extents.
+var Difference = difference
