@@ -102,7 +102,21 @@ func waitsFor(s *store.Store, v *v1alpha1.Volume) string {
 	if v.Spec.Restore != nil && c.Status.State == v1alpha1.CopyReady {
 		return cmp.Or(v.Status.Message, "its agent has not begun to restore it yet")
 	}
-	return Progress(c)
+	return Progress(nearest(s, c))
+}
+
+// nearest is the copy whose progress is worth telling: one that has not begun waits for the one that fetches from the source, where its
+// progress is known (an agent knows its own copies alone).
+func nearest(s *store.Store, c *v1alpha1.BackingImageCopy) *v1alpha1.BackingImageCopy {
+	if c.Status.State != v1alpha1.CopyPending {
+		return c
+	}
+	for _, other := range s.Copies.By(store.ByImage, c.Spec.Image) {
+		if other.Spec.Origin && other.Spec.ImageUID == c.Spec.ImageUID && other.Status.State == v1alpha1.CopyInProgress {
+			return other
+		}
+	}
+	return c
 }
 
 // Progress says in a sentence how far a copy is.

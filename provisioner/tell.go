@@ -60,8 +60,8 @@ func (t *Teller) Run(ctx context.Context) error {
 	}
 	defer t.store.Volumes.OnChange(func(v *v1alpha1.Volume) { t.loop.Enqueue(v.Name) })()
 	defer t.store.Copies.OnChange(func(c *v1alpha1.BackingImageCopy) {
-		for _, v := range t.store.Volumes.By(store.ByDisk, c.Spec.DiskUUID) {
-			if v.Waits() && v.Spec.Image.UID == c.Spec.ImageUID {
+		for _, v := range t.store.Volumes.By(store.ByImage, c.Spec.Image) {
+			if v.Waits() && v.Spec.Image.UID == c.Spec.ImageUID && (v.Spec.DiskUUID == c.Spec.DiskUUID || c.Spec.Origin) {
 				t.loop.Enqueue(v.Name)
 			}
 		}

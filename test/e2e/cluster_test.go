@@ -45,13 +45,13 @@ func useCluster(ctx context.Context) error {
 }
 
 // connect makes the clients, and the server that images come from.
-func connect(ctx context.Context, kubeconfig, kubectl, serveAt string) error {
+func connect(ctx context.Context, kubeconfig, program, serveAt string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return err
 	}
 	config.QPS, config.Burst = 500, 1000
-	the.kubeconfig, the.kubectl = kubeconfig, kubectl
+	the.kubeconfig, the.kubectl = kubeconfig, program
 	if the.core, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
@@ -61,7 +61,13 @@ func connect(ctx context.Context, kubeconfig, kubectl, serveAt string) error {
 	if the.server, err = serveImages(serveAt); err != nil {
 		return err
 	}
-	return eventually(ctx, 5*time.Minute, "Plinth to be installed", installed)
+	err = eventually(ctx, 3*time.Minute, "Plinth to be installed", installed)
+	if err != nil {
+		pods, _ := kubectl(ctx, "", "describe", "pods", "-n", namespace)
+		logs, _ := kubectl(ctx, "", "logs", "-n", namespace, "-l", "app.kubernetes.io/name=plinth", "--all-containers", "--prefix", "--tail=20")
+		err = fmt.Errorf("%w\n%s\n%s", err, pods, logs)
+	}
+	return err
 }
 
 // makeCluster makes one with Plinth in it.
@@ -153,7 +159,7 @@ func plinthImages(dir string) ([]rig.Image, error) {
 }
 
 // commands are those that tests run in pods.
-var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true")
+var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true sed cut")
 
 func busyboxImages(dir string) ([]rig.Image, error) {
 	contents := rig.Contents{"/bin/busybox": "/bin/busybox", "/tmp": "", "/etc": "", "/proc": "", "/sys": "", "/dev": "", "/data": ""}

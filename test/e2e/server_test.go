@@ -110,3 +110,10 @@ func (h *heldReader) Read(b []byte) (int, error) {
 	h.file.mu.Unlock()
 	return n, err
 }
+
+// forget answers every URL with 404 from now on.
+func (s *imageServer) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.files)
+}

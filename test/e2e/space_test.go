@@ -43,6 +43,11 @@ func (s *space) end() {
 		s.diagnose()
 	}
 	ctx := context.Background()
+	for _, kind := range []string{"deployments,pods", "pvc"} { // a namespace that is deleted waits longer for its pods
+		if _, err := kubectl(ctx, "", "delete", kind, "-n", s.name, "--all", "--wait", "--timeout=3m"); err != nil {
+			s.Error(err)
+		}
+	}
 	if err := the.core.CoreV1().Namespaces().Delete(ctx, s.name, metav1.DeleteOptions{}); err != nil {
 		s.Error(err)
 	}
