@@ -223,11 +223,11 @@ func (c *cluster) mustDelete(t *testing.T, i *image) {
 	})
 }
 
-// mustBeFetched checks that the source gave no more than so many times its image. Connections that are closed early cost a
-// little more.
+// mustBeFetched checks that the source gave no more than so many times its image. A connection that is closed early costs what
+// was on its way, which on a busy machine is up to a piece of a parallel download; fetching anew would cost the whole.
 func (s *source) mustBeFetched(t *testing.T, times float64) {
 	t.Helper()
-	if n := s.Passed(); float64(n) > times*imageBytes+imageBytes/4 {
+	if n := s.Passed(); float64(n) > times*imageBytes+imageBytes/2 {
 		t.Errorf("the source gave %d bytes of %d, want at most %.2f times the image", n, imageBytes, times)
 	}
 }
