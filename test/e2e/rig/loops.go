@@ -16,6 +16,7 @@ type file struct{ device, inode uint64 }
 // loop is a loop device and what it shows.
 type loop struct {
 	path   string
+	node   file // of path
 	device uint64
 	shows  file
 }
@@ -59,7 +60,7 @@ func loopsUnder(dir string) ([]loop, error) {
 		again = false
 		for i, l := range all {
 			if l.path != "" && (files[l.shows] || on[l.shows.device]) {
-				found, on[l.device], again = append(found, l), true, true
+				found, on[l.device], files[l.node], again = append(found, l), true, true, true // kubelets put a loop device on a block volume's
 				all[i].path = ""
 			}
 		}
@@ -93,7 +94,7 @@ func loops() ([]loop, error) {
 		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 		f.Close()
 		if err == nil { // else it shows nothing
-			list = append(list, loop{path: path, device: st.Rdev, shows: file{info.Device, info.Inode}})
+			list = append(list, loop{path: path, node: file{st.Dev, st.Ino}, device: st.Rdev, shows: file{info.Device, info.Inode}})
 		}
 	}
 	return list, nil
