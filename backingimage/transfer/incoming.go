@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/tus/tusd/v2/pkg/handler"
@@ -30,6 +31,9 @@ const holeBytes = 64 << 10
 // next arrives.
 func (in *incoming) WriteChunk(_ context.Context, offset int64, from io.Reader) (int64, error) {
 	f, err := os.OpenFile(in.upload.file(), os.O_WRONLY, 0o600)
+	if in.used(err) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, tusError(err)
 	}
@@ -64,6 +68,13 @@ func (in *incoming) write(w *sparseFile, b *belt) error {
 	return nil
 }
 
+// used reports whether there is no file because all had come and was made an image, even before the last request ended.
+func (in *incoming) used(err error) bool {
+	in.upload.mu.Lock()
+	defer in.upload.mu.Unlock()
+	return errors.Is(err, fs.ErrNotExist) && in.upload.dropped && in.upload.offset == in.upload.bytes
+}
+
 // failed tells the reader why nothing more comes, when it is the disk's fault.
 func (in *incoming) failed(err error) error {
 	told := tusError(err)
@@ -91,6 +102,9 @@ func (in *incoming) DeclareLength(ctx context.Context, bytes int64) error {
 // FinishUpload implements handler.Upload: what is complete survives a power loss.
 func (in *incoming) FinishUpload(context.Context) error {
 	f, err := os.OpenFile(in.upload.file(), os.O_WRONLY, 0o600)
+	if in.used(err) {
+		return nil
+	}
 	if err != nil {
 		return tusError(err)
 	}

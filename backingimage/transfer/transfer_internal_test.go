@@ -246,6 +246,23 @@ func TestHowAnUploadEnds(t *testing.T) {
 	}
 }
 
+// The image may be ready, and the upload removed, before the request that brought the last byte, or told that it was, ends.
+func TestTheLastRequestOfAnUploadThatWasUsed(t *testing.T) {
+	for bytes, works := range map[int64]bool{10: true, 11: false} {
+		u := NewUploads(time.Hour, 0, testingclock.NewFakeClock(time.Unix(1e9, 0)))
+		up, in := mustUpload(t, u, stagedUpload(t), bytes)
+		_, err := in.WriteChunk(t.Context(), 0, strings.NewReader("0123456789"))
+		must(t, err)
+		must(t, u.Drop(up.dir))
+		if n, err := in.WriteChunk(t.Context(), 10, strings.NewReader("")); n != 0 || (err == nil) != works {
+			t.Errorf("%d bytes: %d, %v", bytes, n, err)
+		}
+		if err := in.FinishUpload(t.Context()); (err == nil) != works {
+			t.Errorf("%d bytes: finishing: %v", bytes, err)
+		}
+	}
+}
+
 func TestTwoRequestsDoNotMixTheirFiles(t *testing.T) {
 	u := NewUploads(time.Hour, 0, testingclock.NewFakeClock(time.Unix(1e9, 0)))
 	dir := stagedUpload(t)
