@@ -38,7 +38,7 @@ const stall = time.Minute
 
 // Delays between two tries.
 const (
-	firstDelay = 200 * time.Millisecond
+	firstDelay = 50 * time.Millisecond
 	maxDelay   = 5 * time.Second
 )
 

@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	pollInterval = 500 * time.Millisecond
+	pollSoon     = 20 * time.Millisecond  // after the first look: most things are done at once
+	pollInterval = 500 * time.Millisecond // between looks in the long run
 	lineInterval = 5 * time.Second // between lines where there is no terminal
 )
 
@@ -188,11 +189,10 @@ func fitting(text string, width int) string {
 	return string(runes[:max(width-2, 0)]) + "…"
 }
 
-// poll calls done at once and then each pollInterval until it reports true or fails for good; ctx ends it.
+// poll calls done at once and then again and again, more and more rarely, until it reports true or fails for good; ctx ends
+// it.
 func poll(ctx context.Context, done func(context.Context) (bool, error)) error {
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
-	for {
+	for delay := pollSoon; ; delay = min(2*delay, pollInterval) {
 		ok, err := done(ctx)
 		if ok || err != nil && !waits(err) {
 			return err
@@ -200,7 +200,7 @@ func poll(ctx context.Context, done func(context.Context) (bool, error)) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-ticker.C:
+		case <-time.After(delay):
 		}
 	}
 }
