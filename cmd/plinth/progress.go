@@ -21,7 +21,7 @@ import (
 const (
 	pollSoon     = 20 * time.Millisecond  // after the first look: most things are done at once
 	pollInterval = 500 * time.Millisecond // between looks in the long run
-	lineInterval = 5 * time.Second // between lines where there is no terminal
+	lineInterval = 5 * time.Second        // between lines where there is no terminal
 )
 
 // progress is how far a copy is, in numbers and in words.
