@@ -69,8 +69,10 @@ func (d *directory) last() ([]*v1alpha1.StorageNode, time.Time) {
 	return d.known, d.at
 }
 
-// renew asks the API server, unless somebody else has while this waited.
+// renew asks the API server, unless somebody else has while this waited. An API server that hangs ends it after nodesStale.
 func (d *directory) renew(ctx context.Context, fresh time.Duration) ([]*v1alpha1.StorageNode, error) {
+	ctx, cancel := context.WithTimeout(ctx, nodesStale)
+	defer cancel()
 	began := d.clock.Now()
 	d.listing.Lock()
 	defer d.listing.Unlock()

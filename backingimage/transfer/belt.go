@@ -35,7 +35,7 @@ type belt struct {
 func newBelt() *belt {
 	b := &belt{free: make(chan []byte, pieceCount), full: make(chan piece, pieceCount)}
 	for range pieceCount {
-		b.free <- direct.Buffer(pieceBytes + direct.Block)
+		b.free <- nil // made when it is needed: most requests that bring little need one
 	}
 	return b
 }
@@ -49,6 +49,9 @@ func (b *belt) fill(stopped <-chan struct{}, offset int64, from io.Reader) error
 		case buffer = <-b.free:
 		case <-stopped:
 			return nil
+		}
+		if buffer == nil {
+			buffer = direct.Buffer(pieceBytes + direct.Block)
 		}
 		start := offset % direct.Block
 		n, err := fillPiece(from, buffer[start:start+pieceBytes-offset%pieceBytes])
