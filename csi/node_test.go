@@ -310,12 +310,19 @@ func TestImageIsNeverFormatted(t *testing.T) {
 	wantCode(t, b.stage(t, capability(singleWriter, false)), codes.FailedPrecondition, "image fedora", "no filesystem", "volumeMode Block")
 	mounttest.MustPartition(t, b.device, mounttest.Partition{Start: 2048, Sectors: 8192})
 	wantCode(t, b.stage(t, capability(singleWriter, false)), codes.FailedPrecondition, "dos partition table", `partition: "N"`, "1 (no filesystem, 4 MiB)")
+	if b.attached {
+		t.Error("the volume stays attached when it was refused")
+	}
 	must(t, b.stage(t, capability(singleWriter, true)))
 	must(t, b.unstage(t))
 	mounttest.MustRun(t, "wipefs", "--all", "--quiet", b.device)
 	mounttest.MustRun(t, "mkfs.ext4", "-q", "-F", b.device)
 	wantCode(t, b.stage(t, withFS(capability(singleWriter, false), "xfs")), codes.FailedPrecondition, "ext4", "xfs")
 	must(t, b.stage(t, capability(singleWriter, false)))
+	wantCode(t, b.stage(t, withFS(capability(singleWriter, false), "xfs")), codes.AlreadyExists, "unstage it first")
+	if !b.attached {
+		t.Error("a call that is refused detaches a volume that is staged")
+	}
 }
 
 func TestClassParametersReachMkfs(t *testing.T) {
@@ -345,6 +352,7 @@ func TestPathsThatShowSomethingElseAreRefused(t *testing.T) {
 	b, c := mustBench(t, 64*mib), capability(singleWriter, false)
 	must(t, unix.Mount("tmpfs", b.staging, "tmpfs", 0, ""))
 	wantCode(t, b.stage(t, c), codes.FailedPrecondition, b.staging, "tmpfs")
+	b.attached = true
 	wantCode(t, b.publish(t, b.target, c, false), codes.FailedPrecondition, "not staged")
 	must(t, unix.Unmount(b.staging, 0), b.stage(t, c))
 	must(t, os.Mkdir(b.target, 0o755), unix.Mount("tmpfs", b.target, "tmpfs", 0, ""))
@@ -370,6 +378,10 @@ func TestNodeRefuses(t *testing.T) {
 		_, err := b.NodePublishVolume(t.Context(), &spec.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: staging, TargetPath: target, VolumeCapability: c})
 		return err
 	}
+	publishAttached := func() error {
+		b.attached = true
+		return publish("v", b.staging, b.target, c)
+	}
 	for name, c := range map[string]struct {
 		err  error
 		want codes.Code
@@ -387,7 +399,7 @@ func TestNodeRefuses(t *testing.T) {
 		"publishing without a target":                {publish("v", b.staging, "", c), codes.InvalidArgument, "target_path"},
 		"publishing without a staging path":          {publish("v", "", b.target, c), codes.FailedPrecondition, "staging_target_path"},
 		"publishing a volume that is not there":      {publish("w", b.staging, b.target, c), codes.NotFound, "w"},
-		"publishing what is attached but not staged": {publish("v", b.staging, b.target, c), codes.FailedPrecondition, "stage"},
+		"publishing what is attached but not staged": {publishAttached(), codes.FailedPrecondition, "stage"},
 	} {
 		t.Run(name, func(t *testing.T) { wantCode(t, c.err, c.want, c.says) })
 	}

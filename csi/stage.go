@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/csi/mount"
@@ -58,9 +59,6 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 		return nil, err
 	}
 	attached, err := n.attach(ctx, s.volume)
-	if err == nil {
-		err = checkReaders(attached.Volume, r.GetVolumeCapability())
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -68,10 +66,26 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 	if s.block {
 		stage = s.device
 	}
-	if err := stage(ctx, attached); err != nil {
+	if err = checkReaders(attached.Volume, r.GetVolumeCapability()); err == nil {
+		err = stage(ctx, attached)
+	}
+	if err != nil {
+		n.letGo(ctx, attached)
 		return nil, err
 	}
 	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+// letGo detaches a volume that could not be staged, unless it is at work elsewhere. A caller that is refused does not unstage, and what
+// stays attached can never be deleted; one whose time is over does unstage, or comes again.
+func (n *node) letGo(ctx context.Context, a provisioner.Attached) {
+	points, err := atWork(a)
+	if err == nil && len(points) == 0 && ctx.Err() == nil {
+		err = n.volumes.Detach(ctx, a.Volume.Name)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Info("A volume that could not be staged stays attached", "volume", a.Volume.Name, "device", a.Device, "why", err)
+	}
 }
 
 // attach waits for the volume, but lets go early enough that the caller still gets the reason for waiting.
@@ -128,32 +142,39 @@ func absent(err error) bool {
 
 // unstage unmounts the volume's filesystem and leaves the device as Attach made it. InUse while it is published.
 func unstage(a provisioner.Attached, path string) error {
-	d, err := mount.Inspect(a.Device)
+	points, err := atWork(a)
 	if err != nil {
 		return err
 	}
-	bound, err := mount.Showing(d)
-	if err != nil {
-		return err
-	}
-	mounted, err := filesystemsOf(a)
-	if err != nil {
-		return err
-	}
-	elsewhere, err := without(append(bound, mounted...), path)
+	elsewhere, err := without(points, path)
 	if err != nil {
 		return err
 	}
 	if len(elsewhere) > 0 {
 		return backingimage.Errorf(backingimage.InUse, "volume %s is still published on %s; unpublish it there first", a.Volume.Name, pathsOf(elsewhere))
 	}
-	if len(mounted) > 0 {
+	if len(points) > 0 {
 		if err := mount.Unmount(path); err != nil {
 			return err
 		}
 	}
-	if d.ReadOnly && !a.ReadOnly {
-		return mount.SetReadOnly(d.Path, false)
+	d, err := mount.Inspect(a.Device)
+	if err == nil && d.ReadOnly && !a.ReadOnly {
+		err = mount.SetReadOnly(d.Path, false)
 	}
-	return nil
+	return err
+}
+
+// atWork lists where the volume's device is bound or its filesystem mounted.
+func atWork(a provisioner.Attached) ([]mount.Point, error) {
+	d, err := mount.Inspect(a.Device)
+	if err != nil {
+		return nil, err
+	}
+	bound, err := mount.Showing(d)
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := filesystemsOf(a)
+	return append(bound, mounted...), err
 }

@@ -80,7 +80,12 @@ func (o *orchestrator) mustRemove(t *testing.T, id string) {
 	t.Helper()
 	_, err := o.NodeUnstageVolume(t.Context(), &spec.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: filepath.Join(o.Dir, "stage-"+id)}, grpc.WaitForReady(true))
 	must(t, err)
-	_, err = o.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: id})
+	o.mustDelete(t, id)
+}
+
+func (o *orchestrator) mustDelete(t *testing.T, id string) {
+	t.Helper()
+	_, err := o.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: id})
 	must(t, err)
 }
 
@@ -109,7 +114,7 @@ func TestVolumesOfAnImage(t *testing.T) {
 		id := o.mustCreate(t, "whole", class(t, "partitioned", url+"/partitioned.raw"))
 		_, err := o.stage(t, id, time.Minute)
 		wantCode(t, err, codes.FailedPrecondition, "image partitioned", "dos partition table", "1 (no filesystem, 4 MiB)", "2 (ext4, 64 MiB)")
-		o.mustRemove(t, id)
+		o.mustDelete(t, id) // whoever was refused does not unstage
 	})
 	t.Run("of a partition hold that partition's files", func(t *testing.T) {
 		id := o.mustCreate(t, "part", class(t, "partitioned", url+"/partitioned.raw", "partition", "2"))
@@ -123,7 +128,7 @@ func TestVolumesOfAnImage(t *testing.T) {
 		id := o.mustCreate(t, "nopart", class(t, "partitioned", url+"/partitioned.raw", "partition", "7"))
 		_, err := o.stage(t, id, time.Minute)
 		wantCode(t, err, codes.FailedPrecondition, "partition 7", "2 (ext4, 64 MiB)")
-		o.mustRemove(t, id)
+		o.mustDelete(t, id)
 	})
 	t.Run("are found again after kill -9", func(t *testing.T) {
 		id := o.mustCreate(t, "survivor", class(t, "golden", url+"/golden.qcow2"))

@@ -71,15 +71,11 @@ func TestManyReaders(t *testing.T) {
 	s.claim("set", class, "320Mi", func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}
 	})
-	list, err := the.core.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var pods []string
-	for i, n := range list.Items {
+	for i, node := range s.nodes() {
 		for range 2 {
 			group := int64(2000)
-			pods = append(pods, s.pod(fmt.Sprint("reader-", i, "-", len(pods)), []string{"set"}, onNode(n.Name), func(p *corev1.Pod) {
+			pods = append(pods, s.pod(fmt.Sprint("reader-", i, "-", len(pods)), []string{"set"}, onNode(node), func(p *corev1.Pod) {
 				p.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: &group}
 				p.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = true
 				c := &p.Spec.Containers[0]

@@ -30,7 +30,10 @@ type cluster struct {
 
 var the cluster
 
-const namespace = "plinth" // that Plinth is in
+const (
+	namespace = "plinth"       // that Plinth is in
+	backupsAt = "/mnt/backups" // where its pods have the directory that the rig's nodes share
+)
 
 // useCluster takes somebody's cluster as it is.
 func useCluster(ctx context.Context) error {
@@ -159,7 +162,7 @@ func plinthImages(dir string) ([]rig.Image, error) {
 }
 
 // commands are those that tests run in pods.
-var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true sed cut")
+var commands = strings.Fields("sh ls cat cp dd sync sleep mount df sha256sum stat id touch rm mkdir blockdev grep head tail seq wc chmod chown fdisk od test echo true sed cut date")
 
 func busyboxImages(dir string) ([]rig.Image, error) {
 	contents := rig.Contents{"/bin/busybox": "/bin/busybox", "/tmp": "", "/etc": "", "/proc": "", "/sys": "", "/dev": "", "/data": ""}

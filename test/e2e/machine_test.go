@@ -156,17 +156,24 @@ func TestLeaderChangesInTheMiddle(t *testing.T) {
 	must(t, "the controllers to be well", installed)
 }
 
-// killLeader ends the leading controller's pod without a word.
+// killLeader waits until a controller leads, and ends its pod without a word.
 func (s *space) killLeader() {
 	s.Helper()
-	lease, err := the.core.CoordinationV1().Leases(namespace).Get(s.Context(), "plinth-controller", metav1.GetOptions{})
-	if err != nil || lease.Spec.HolderIdentity == nil {
-		s.Fatal("no controller leads", err)
-	}
-	pod, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
-	if _, err := kubectl(s.Context(), "", "delete", "pod", "-n", namespace, pod, "--force", "--grace-period=0", "--ignore-not-found"); err != nil {
-		s.Fatal(err)
-	}
+	var pod string
+	must(s, "a controller to lead", func(ctx context.Context) error {
+		lease, err := the.core.CoordinationV1().Leases(namespace).Get(ctx, "plinth-controller", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if holder := lease.Spec.HolderIdentity; holder != nil {
+			pod, _, _ = strings.Cut(*holder, "_")
+		}
+		if pod == "" {
+			return errors.New("nobody holds the lease")
+		}
+		return nil
+	})
+	mustKubectl(s, "", "delete", "pod", "-n", namespace, pod, "--force", "--grace-period=0", "--ignore-not-found")
 }
 
 // A machine that is removed from the cluster is forgotten after a while, and its images are whole again elsewhere.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -242,13 +243,19 @@ func (s *space) lastEvent(ctx context.Context, name string) string {
 	if err != nil || len(list.Items) == 0 {
 		return "no event says why" + errorText(err)
 	}
-	last := list.Items[0]
-	for _, e := range list.Items {
-		if e.LastTimestamp.After(last.LastTimestamp.Time) {
-			last = e
-		}
-	}
+	last := slices.MaxFunc(list.Items, func(a, b corev1.Event) int { return saidAt(a).Compare(saidAt(b)) })
 	return last.Reason + ": " + last.Message
+}
+
+// saidAt is when an event was said last; who says it in the way of events.k8s.io, as the scheduler does, leaves out what the others fill in.
+func saidAt(e corev1.Event) time.Time {
+	switch {
+	case e.Series != nil:
+		return e.Series.LastObservedTime.Time
+	case !e.LastTimestamp.IsZero():
+		return e.LastTimestamp.Time
+	}
+	return e.EventTime.Time
 }
 
 // exec runs a line of shell in a pod.
@@ -276,4 +283,19 @@ func (s *space) mustHold(pod string, i *diskImage) {
 func (s *space) deletePod(name string, args ...string) {
 	s.Helper()
 	mustKubectl(s, "", append([]string{"delete", "pod", "-n", s.name, name, "--wait", "--timeout=3m"}, args...)...)
+}
+
+// nodes are the names of the cluster's nodes, in order.
+func (s *space) nodes() []string {
+	s.Helper()
+	list, err := the.core.CoreV1().Nodes().List(s.Context(), metav1.ListOptions{})
+	if err != nil {
+		s.Fatal(err)
+	}
+	var names []string
+	for _, n := range list.Items {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	return names
 }

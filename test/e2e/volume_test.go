@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -11,20 +13,44 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// A block volume is the image's disk, byte by byte.
+// A block volume is the image's disk, byte by byte: its partition table is the guest's. It grows under the pod.
 func TestBlockVolumeIsTheDisk(t *testing.T) {
 	s := newSpace(t)
-	image := mustImage(t, ext4Image)
+	image := mustImage(t, machineImage)
 	class := s.class("c", late, s.onDemand("golden", image))
-	pod := s.pod("vm", []string{s.claim("vm", class, "128Mi", asBlock)})
+	claim := s.claim("vm", class, "128Mi", asBlock)
+	pod := s.pod("vm", []string{claim})
 	s.running(pod)
-	if got := s.exec(pod, "head -c $((64<<20)) /dev/volume | sha256sum | cut -d' ' -f1"); got != image.digest {
-		t.Errorf("the device's first 64 MiB have SHA-256 %s, the image's disk has %s", got, image.digest)
+	if got := s.exec(pod, "head -c $((65<<20)) /dev/volume | sha256sum | cut -d' ' -f1"); got != image.digest {
+		t.Errorf("the device's first 65 MiB have SHA-256 %s, the image's disk has %s", got, image.digest)
 	}
-	if got := s.exec(pod, "blockdev --getsize64 /dev/volume"); got != fmt.Sprint(128<<20) {
-		t.Errorf("the device has %s bytes", got)
+	table := regexp.MustCompile(`(?m)^/dev/volume1 +\* .* 2048 +133119 +131072 `)
+	if got := s.exec(pod, "fdisk -l /dev/volume"); !table.MatchString(got) {
+		t.Errorf("the disk has another partition than from sector 2048 on 131072 sectors to boot from:\n%s", got)
 	}
-	s.exec(pod, "dd if=/dev/zero of=/dev/volume bs=4096 count=1 conv=notrunc,fsync 2>/dev/null")
+	s.exec(pod, "dd if=/dev/zero of=/dev/volume bs=4096 count=1 seek=16384 conv=notrunc,fsync 2>/dev/null")
+	for _, size := range []int64{128, 256} {
+		asked := fmt.Sprint(size, "Mi")
+		s.ask(claim, asked)
+		s.agrees(claim, asked, true)
+		if got := s.exec(pod, "blockdev --getsize64 /dev/volume"); got != fmt.Sprint(size<<20) {
+			t.Errorf("the device has %s bytes when the claim has %s", got, asked)
+		}
+	}
+}
+
+// A machine's disk as files: the partition that the class names; and without a name, a word of what to do.
+func TestPartitionOfAMachinesDisk(t *testing.T) {
+	s := newSpace(t)
+	image := mustImage(t, machineImage)
+	parameters := s.onDemand("golden", image)
+	whole := s.pod("whole", []string{s.claim("whole", s.class("whole", late, parameters), "128Mi")})
+	s.says(whole, "partition")
+	parameters = maps.Clone(parameters)
+	parameters["partition"] = "1"
+	pod := s.pod("first", []string{s.claim("first", s.class("first", late, parameters), "128Mi")})
+	s.running(pod)
+	s.mustHold(pod, image)
 }
 
 // A claim without an image is an empty filesystem.
@@ -166,12 +192,6 @@ func TestCapacityOfEveryNodeIsPublished(t *testing.T) {
 		return err
 	})
 	t.Run("what has room nowhere is not tried", func(t *testing.T) {
-		pod := s.pod("large", []string{s.claim("large", class, "900Gi")})
-		must(t, "the scheduler's word", func(ctx context.Context) error {
-			if said := s.lastEvent(ctx, pod); !strings.Contains(said, "enough free storage") {
-				return fmt.Errorf("%s", said)
-			}
-			return nil
-		})
+		s.says(s.pod("large", []string{s.claim("large", class, "900Gi")}), "enough free storage")
 	})
 }

@@ -97,13 +97,11 @@ func TestClaimDeletedWhileDownloading(t *testing.T) {
 // The class's provisioner secret opens a source that asks who is there; so does a secret that is named by reference.
 func TestSecretsOpenASource(t *testing.T) {
 	image := mustImage(t, xfsImage)
-	secret := func(t *testing.T, in, name, password string) {
-		mustKubectl(t, "", "create", "secret", "generic", name, "-n", in, "--from-literal=username=reader", "--from-literal=password="+password)
-	}
 	const password = "correct horse"
 	t.Run("provisioner secret", func(t *testing.T) {
 		s := newSpace(t)
-		secret(t, s.name, "mirror", password)
+		s.secret(s.name, "mirror", "username=reader", "password="+password)
+		s.readSecrets()
 		parameters := s.fromURL("private", the.server.serve(t, "private.qcow2", &servedFile{data: image.qcow2, user: "reader", password: password}))
 		parameters["csi.storage.k8s.io/provisioner-secret-name"] = "mirror"
 		parameters["csi.storage.k8s.io/provisioner-secret-namespace"] = s.name
@@ -115,15 +113,13 @@ func TestSecretsOpenASource(t *testing.T) {
 	t.Run("by reference", func(t *testing.T) {
 		s := newSpace(t)
 		name := s.name + "-mirror"
-		secret(t, namespace, name, "wrong")
-		s.Cleanup(func() { kubectl(context.Background(), "", "delete", "secret", "-n", namespace, name) })
+		s.secret(namespace, name, "username=reader", "password=wrong")
 		parameters := s.fromURL("private", the.server.serve(t, "private.qcow2", &servedFile{data: image.qcow2, user: "reader", password: password}))
 		parameters["backingImageDataSourceParameters"] = strings.TrimSuffix(parameters["backingImageDataSourceParameters"], "}") + fmt.Sprintf(`, "secret": %q, "secret-namespace": %q}`, name, namespace)
 		claim := s.claim("p", s.class("c", late, parameters), "400Mi")
 		pod := s.pod("p", []string{claim})
 		s.says(claim, "401")
-		mustKubectl(t, "", "delete", "secret", "-n", namespace, name)
-		secret(t, namespace, name, password)
+		mustKubectl(t, "", "patch", "secret", "-n", namespace, name, "-p", fmt.Sprintf(`{"stringData": {"password": %q}}`, password))
 		mustKubectl(t, "", "delete", "backingimage", parameters["backingImage"], "--ignore-not-found", "--timeout=60s")
 		s.running(pod)
 		s.mustHold(pod, image)

@@ -42,8 +42,10 @@ type Cluster struct {
 // New starts a cluster and returns when its nodes are ready. It ends with this process.
 func New(ctx context.Context, o Options) (*Cluster, error) {
 	c := &Cluster{options: o, Kubeconfig: filepath.Join(o.Directory, "admin.conf")}
-	if err := os.MkdirAll(c.logs(), 0o755); err != nil {
-		return nil, err
+	for _, dir := range []string{c.logs(), c.Shared()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.network(ctx); err != nil {
 		return nil, fmt.Errorf("make the network: %w", err)
@@ -81,10 +83,16 @@ func (c *Cluster) logs() string { return filepath.Join(c.options.Directory, "log
 // Logs is the directory of what the parts of the cluster log.
 func (c *Cluster) Logs() string { return c.logs() }
 
+const sharedName = "shared"
+
+// Shared is the directory that every node has at /srv/shared, as machines have what they mount of one server.
+func (c *Cluster) Shared() string { return filepath.Join(c.options.Directory, sharedName) }
+
 func (c *Cluster) network(ctx context.Context) error {
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"},
-		{"link", "add", bridge, "type", "bridge"},
+		// An address of its own: else the bridge takes one of its ports', and with a node that is switched off the others lose the API server for half a minute.
+		{"link", "add", bridge, "address", "0a:00:0a:4d:00:01", "type", "bridge"},
 		{"addr", "add", Address + "/24", "dev", bridge},
 		{"link", "set", bridge, "up"},
 		{"addr", "add", serviceAddress + "/32", "dev", "lo"},

@@ -48,6 +48,9 @@ func furnish(dir string) error {
 		func() error { return bindSystem(root) },
 		func() error { return bind("/dev", filepath.Join(root, "dev"), unix.MS_REC) },
 		func() error { return bind(string(programs), filepath.Join(root, "opt/plinth-e2e"), 0) },
+		func() error {
+			return bind(filepath.Join(filepath.Dir(dir), sharedName), filepath.Join(root, "srv/shared"), 0)
+		},
 		func() error { return mountSys(root) },
 		func() error { return mountProc(dir, root) },
 		func() error { return enter(root) },
