@@ -14,10 +14,15 @@ import (
 // packageOf has the Debian package of each program that the agent runs.
 var packageOf = map[string]string{
 	"mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs",
-	"blkid": "util-linux", "partx": "util-linux", "prlimit": "util-linux", "mount": "mount", "qemu-img": "qemu-utils", "bwrap": "bubblewrap",
+	"blkid": "util-linux", "partx": "util-linux", "prlimit": "util-linux", "fsfreeze": "util-linux", "sh": "dash", "cat": "coreutils", "timeout": "coreutils", "mount": "mount", "qemu-img": "qemu-utils", "bwrap": "bubblewrap",
 }
 
-var program = regexp.MustCompile(`(?:command\.Run\(.*?, |exec\.CommandContext\(ctx, |program: +|sandbox\.Run\(ctx, |const program = )"([a-z0-9_.-]+)"`)
+var program = regexp.MustCompile(`(?:command\.Run\(.*?, |command\.Survive\(|exec\.CommandContext\(ctx, |program: +|sandbox\.Run\(ctx, |const program = )"([a-z0-9_.-]+)"`)
+
+var (
+	needed = regexp.MustCompile(`command\.Need\(([^)]*)\)`)
+	quoted = regexp.MustCompile(`"([^"]*)"`)
+)
 
 // TestImageHasTheProgramsThatAreRun looks for them in the code, and for their packages in the Dockerfile.
 func TestImageHasTheProgramsThatAreRun(t *testing.T) {
@@ -56,6 +61,11 @@ func programsIn(t *testing.T, folder string) (names []string) {
 		text, err := os.ReadFile(path)
 		for _, m := range program.FindAllSubmatch(text, -1) {
 			names = append(names, string(m[1]))
+		}
+		for _, list := range needed.FindAll(text, -1) {
+			for _, m := range quoted.FindAllSubmatch(list, -1) {
+				names = append(names, string(m[1]))
+			}
 		}
 		return err
 	})

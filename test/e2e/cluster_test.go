@@ -138,13 +138,13 @@ func writeImages(dir, archive string, programs rig.Programs) error {
 	return rig.WriteArchive(archive, images)
 }
 
-// plinthImages are what deploy/Dockerfile makes: its Debian packages, and the program. dash is in its base, for scripts.
+// plinthImages are what deploy/Dockerfile makes: its Debian packages, and the program.
 func plinthImages(dir string) ([]rig.Image, error) {
 	packages, err := rig.DockerfilePackages("../../deploy/Dockerfile")
 	if err != nil {
 		return nil, err
 	}
-	contents, err := rig.DebianFiles(append(packages, "dash")...)
+	contents, err := rig.DebianFiles(packages...)
 	if err != nil {
 		return nil, err
 	}
