@@ -37,7 +37,7 @@ var examples = []example{
 		}
 	}},
 	{file: "dataset-on-many-nodes.yaml"},
-	{file: "image-per-claim.yaml"},
+	{file: "image-per-claim.yaml", after: func(e *examining) { e.pod("web-1", []string{"web-1"}) }},
 	{file: "backingimage-private.yaml", before: func(e *examining) { e.secret(namespace, "mirror", "username=reader", "password="+examplePassword) }, after: func(e *examining) {
 		mustKubectl(e, "", "wait", "backingimage/private", "--for=condition=Ready", "--timeout=3m")
 		mustKubectl(e, "", "delete", "backingimage", "private", "--timeout=60s") // the next example has one of that name
@@ -46,11 +46,15 @@ var examples = []example{
 		e.secret(e.name, "mirror", "username=reader", "password="+examplePassword)
 		e.readSecrets()
 	}, after: func(e *examining) { e.pod("private", []string{e.claim("private", "private-image", "1Gi")}) }},
-	{file: "backup-target.yaml", before: func(e *examining) { e.secret(namespace, "s3", "PLINTH_BACKUP_KEY="+strings.Repeat("0f", 32)) }, after: func(e *examining) {
+	{file: "backup-target.yaml", before: func(e *examining) {
+		e.target = e.backups()
+		e.secret(namespace, "s3", "PLINTH_BACKUP_KEY="+strings.Repeat("0f", 32))
+	}, after: func(e *examining) {
 		mustKubectl(e, "", "wait", "backuptarget/offsite", "--for=condition=Ready", "--timeout=1m")
 	}},
-	{file: "snapshot.yaml"},
+	{file: "snapshot.yaml", after: func(e *examining) { e.pod("demo-restored", []string{"demo-restored"}) }},
 	{file: "snapshots.yaml", after: func(e *examining) {
+		e.pod("demo-of-monday", []string{"demo-of-monday"})
 		e.snapshot("demo-golden", "plinth-image", "demo")
 		e.snapshot("demo-offsite", "plinth-backup", "demo")
 	}},
@@ -66,11 +70,11 @@ type examining struct {
 	*space
 	image           *diskImage
 	public, private string // URLs of the image
-	backup          string // URL of a backup
+	target, backup  string // URLs of a backup target and of a backup
 }
 
 // Every example is applied as it is but for what it names outside: URLs, sums, the image of its pods; and for sizes, since the disks here are small. Then
-// all claims that are used are bound, all pods run, and all snapshots can be used.
+// all claims are bound, all pods run, and all snapshots can be used.
 func TestExamplesWork(t *testing.T) {
 	if the.rig == nil {
 		t.Skip("left out: what the examples make has names of its own, which may be in use in this cluster")
@@ -118,7 +122,7 @@ var fits = []struct {
 }{
 	{regexp.MustCompile(`(?m)^ *#.*\n| #.*$`), func(*examining) string { return "" }},
 	{regexp.MustCompile(`s3://\S+\?backup=\S+`), func(e *examining) string { return e.backup }},
-	{regexp.MustCompile(`s3://my-backups/cluster-1`), func(*examining) string { return "file://" + backupsAt }},
+	{regexp.MustCompile(`s3://my-backups/cluster-1`), func(e *examining) string { return e.target }},
 	{regexp.MustCompile(`https://mirror\.[^"\s]*`), func(e *examining) string { return e.private }},
 	{regexp.MustCompile(`https://[^"\s]*`), func(e *examining) string { return e.public }},
 	{regexp.MustCompile(`sha256:[0-9a-f]{64}`), func(e *examining) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(e.image.qcow2)) }},

@@ -50,7 +50,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	class := s.class("c", late, s.onDemand("golden", image))
 	node := s.running(s.pod("p", []string{s.claim("p", class, "100Mi")}))
 	agent := s.metrics(s.agent(node))
-	for _, name := range []string{"plinth_csi_rpc_seconds_count", "plinth_stage_wait_seconds_count", "plinth_disk_capacity_bytes", "plinth_disk_ready", "plinth_api_requests_total"} {
+	for _, name := range []string{"plinth_csi_rpc_seconds_count", "plinth_stage_wait_seconds_count", "plinth_api_requests_total", "process_resident_memory_bytes"} {
 		if sum(agent, name, "") < 1 {
 			t.Errorf("the agent on %s has no %s", node, name)
 		}
@@ -63,16 +63,17 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		var leaders, ready, nodes, created float64
+		var leaders, ready, nodes, disks, created float64
 		for _, p := range list.Items {
 			m := s.metrics(p.Name)
 			leaders += m["plinth_leader"]
 			ready += sum(m, "plinth_image_copies_ready", `image="`+s.name+`-golden"`)
 			nodes += sum(m, "plinth_nodes", `ready="true"`)
+			disks += sum(m, "plinth_disk_ready", "")
 			created += sum(m, "plinth_csi_rpc_seconds_count", `method="CreateVolume"`)
 		}
-		if leaders != 1 || ready < 1 || int(nodes) != len(s.nodes()) || created < 1 {
-			return fmt.Errorf("%v lead, %v copies of the image and %v nodes are ready, %v calls of CreateVolume", leaders, ready, nodes, created)
+		if leaders != 1 || ready < 1 || int(nodes) != len(s.nodes()) || disks < nodes || created < 1 {
+			return fmt.Errorf("%v lead; %v copies of the image, %v nodes and %v disks are ready; %v calls of CreateVolume", leaders, ready, nodes, disks, created)
 		}
 		return nil
 	})
