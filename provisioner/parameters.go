@@ -63,6 +63,14 @@ const (
 	keyVolumeName     = "csi.storage.k8s.io/pv/name"
 )
 
+// DriverParameters are a StorageClass's parameters without those that are the provisioner sidecar's own. It takes them out for CreateVolume, and leaves
+// them in for GetCapacity.
+func DriverParameters(class map[string]string) map[string]string {
+	parameters := maps.Clone(class)
+	maps.DeleteFunc(parameters, func(key, _ string) bool { return strings.HasPrefix(key, "csi.storage.k8s.io/") })
+	return parameters
+}
+
 var metadataKeys = []string{keyClaimName, keyClaimNamespace, keyVolumeName}
 
 // ignoredKeys are Longhorn's knobs for replicas, snapshots and shares: accepted so that its classes carry over.

@@ -157,11 +157,12 @@ func (p *Provisioner) roomToGrow(v *v1alpha1.Volume, bytes int64) error {
 	return nil
 }
 
-// Capacity implements Controller. Where the image that the parameters name has no copy yet, room is left for one.
+// Capacity implements Controller. Where the image that the parameters name has no copy yet, room is left for one. Parameters that Create refuses
+// have room wherever there is any: a scheduler that knows of no room asks for no volume, and nobody would hear why it is refused.
 func (p *Provisioner) Capacity(_ context.Context, raw map[string]string, node string) (available, largest int64, err error) {
-	parameters, err := ParseParameters(raw)
+	parameters, err := ParseParameters(DriverParameters(raw))
 	if err != nil {
-		return 0, 0, err
+		parameters = Parameters{}
 	}
 	d := &draft{parameters: parameters}
 	if image, known := p.store.Images.Get(parameters.Image); known {

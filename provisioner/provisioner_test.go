@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,6 +151,16 @@ func TestProvisioner(t *testing.T) {
 	t.Run("no size asked for is the image's", func(t *testing.T) {
 		if v := w.create(t, provisioner.CreateRequest{Name: "pvc-size", Parameters: class}); v.Spec.CapacityBytes != 4<<20 {
 			t.Errorf("got %d bytes", v.Spec.CapacityBytes)
+		}
+	})
+
+	t.Run("room is told also for a class with the sidecar's keys, and for one whose refusal only Create can tell", func(t *testing.T) {
+		for _, more := range []string{"csi.storage.k8s.io/provisioner-secret-name", "bakingImage"} {
+			parameters := maps.Clone(class)
+			parameters[more] = "x"
+			if _, largest, err := w.volumes.Capacity(t.Context(), parameters, nodetest.NodeName); err != nil || largest <= 0 {
+				t.Errorf("with %s the largest volume has %d bytes (%v)", more, largest, err)
+			}
 		}
 	})
 

@@ -52,17 +52,10 @@ func (x *examination) driver() {
 	}
 }
 
-// classParameters are a class's parameters as the provisioner sidecar passes them on.
-func classParameters(c *storagev1.StorageClass) map[string]string {
-	parameters := maps.Clone(c.Parameters)
-	maps.DeleteFunc(parameters, func(key, _ string) bool { return strings.HasPrefix(key, "csi.storage.k8s.io/") })
-	return parameters
-}
-
 func (x *examination) class(c *storagev1.StorageClass) {
 	const kind = "StorageClass"
 	const anew = "a class cannot be changed: delete it and create it anew, which changes nothing of existing volumes"
-	p, err := provisioner.ParseParameters(classParameters(c))
+	p, err := provisioner.ParseParameters(provisioner.DriverParameters(c.Parameters))
 	if err != nil {
 		x.find(Error, kind, c.Name, "InvalidParameters", err.Error(), anew)
 		return
@@ -128,7 +121,7 @@ func (x *examination) claim(c *corev1.PersistentVolumeClaim, class *storagev1.St
 // override says what is wrong with a claim's wish for an image.
 func (x *examination) override(c *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (problem, message, remedy string) {
 	name := c.Annotations[v1alpha1.ImageAnnotation]
-	p, err := provisioner.ParseParameters(classParameters(class))
+	p, err := provisioner.ParseParameters(provisioner.DriverParameters(class.Parameters))
 	if name == "" || err != nil || name == p.Image {
 		return "", "", ""
 	}

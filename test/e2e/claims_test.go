@@ -46,6 +46,14 @@ func TestClaimIsToldWhatItWaitsFor(t *testing.T) {
 	s.told("waits", "VolumeReady", "cloned from backing image "+s.name+"-slow")
 }
 
+// What a class says wrong is told at the claim, also where the scheduler first looks for room.
+func TestClaimIsToldWhyItIsRefused(t *testing.T) {
+	s := newSpace(t)
+	class := s.class("c", late, map[string]string{"backingImages": "golden"})
+	s.pod("p", []string{s.claim("p", class, "100Mi")})
+	s.told("p", "ProvisioningFailed", `did you mean "backingImage"?`)
+}
+
 // One class serves every image: the claim names its own, where the image allows the namespace.
 func TestClaimChoosesItsImage(t *testing.T) {
 	s := newSpace(t)

@@ -147,6 +147,8 @@ func TestLeaderChangesInTheMiddle(t *testing.T) {
 	}
 	s.ask("first", "800Mi")
 	s.killLeader()
+	s.grown("first", "800Mi")
+	s.lookAt(first)
 	s.agrees("first", "800Mi", true)
 	volumes := mustKubectl(t, "", "get", "volumes.plinth.dev", "-o", "name")
 	claims := mustKubectl(t, "", "get", "pv", "-o", "name")

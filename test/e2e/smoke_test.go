@@ -71,7 +71,7 @@ func TestSmokeGrowsUnderPod(t *testing.T) {
 			before := s.blocks(pod)
 			s.ask(claim, "800Mi")
 			s.grown(claim, "800Mi")
-			mustKubectl(t, "", "annotate", "pod", "-n", s.name, pod, "e2e=look") // a kubelet looks when the pod changes, or some time in a minute and a half
+			s.lookAt(pod)
 			if image.fsType == "ext4" && !mayGrowExt4() {
 				t.Log("root here lacks CAP_SYS_RESOURCE, without which the kernel does not grow a mounted ext4: it shall grow when it is mounted next")
 				s.agrees(claim, "800Mi", false)
@@ -132,6 +132,12 @@ func (s *space) grown(claim, size string) {
 		}
 		return nil
 	})
+}
+
+// lookAt changes a pod, so that its kubelet looks at it now, and not some time in a minute and a half.
+func (s *space) lookAt(pod string) {
+	s.Helper()
+	mustKubectl(s, "", "annotate", "pod", "-n", s.name, pod, "e2e=look")
 }
 
 // blocks is the size of the filesystem in a pod, in KiB.
