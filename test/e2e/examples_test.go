@@ -155,7 +155,7 @@ func (e *examining) allWork() {
 	must(e, "every snapshot to be ready", func(ctx context.Context) error {
 		return e.none(ctx, "volumesnapshots", `{range .items[?(@.status.readyToUse!=true)]}{.metadata.name}{"\n"}{end}`)
 	})
-	if got := e.exec("demo", "ls /data"); !strings.Contains(got, dataName) {
+	if got := mustKubectl(e, "", "exec", "-n", e.name, "demo", "--", "ls", "/data"); !strings.Contains(got, dataName) {
 		e.Errorf("the pod of pod.yaml has %q", got)
 	}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // patience is how long a test waits for anything: long, because it is the end of a test and no measure.
-const patience = 1 * time.Minute
+const patience = 3 * time.Minute
 
 // kubectl runs it and returns what it printed.
 func kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
