@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
@@ -33,8 +34,10 @@ type Options struct {
 	Shares *fetch.Shares
 	// Snapshots of this node, for others; nil when there are none.
 	Snapshots Snapshots
-	Clock     clock.Clock
-	Metrics   *Metrics // may be nil
+	// LocalDir is where the server has a socket without TLS as well, see there; "" for none.
+	LocalDir string
+	Clock    clock.Clock
+	Metrics  *Metrics // may be nil
 }
 
 func (o Options) withDefaults() Options {
@@ -109,15 +112,44 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("Serving peers", "address", s.listener.Addr(), "publicKeyHash", s.identity.PublicKeyHash())
-	limited := netutil.LimitListener(s.listener, connections*s.options.MaxRequests)
 	server := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
 		ErrorLog:    log.New(io.Discard, "", 0), // broken handshakes are the caller's affair
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	context.AfterFunc(ctx, func() { server.Close() })
-	if err := server.Serve(tls.NewListener(limited, s.identity.serverConfig())); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve peers on %s: %w", s.listener.Addr(), err)
+	var group errgroup.Group
+	if local := s.local(ctx); local != nil {
+		group.Go(func() error { return s.serve(server, local) })
+	}
+	group.Go(func() error {
+		return s.serve(server, tls.NewListener(s.bounded(s.listener), s.identity.serverConfig()))
+	})
+	return group.Wait()
+}
+
+// local takes the local socket. Without one, all come over the network.
+func (s *Server) local(ctx context.Context) net.Listener {
+	if s.options.LocalDir == "" {
+		return nil
+	}
+	l, err := listenLocal(s.options.LocalDir, s.identity.PublicKeyHash())
+	if err != nil {
+		klog.FromContext(ctx).Info("Programs on this machine come over TLS", "reason", err.Error())
+		return nil
+	}
+	return s.bounded(l)
+}
+
+func (s *Server) bounded(l net.Listener) net.Listener {
+	return netutil.LimitListener(l, connections*s.options.MaxRequests)
+}
+
+// serve serves a listener; when that fails, the other one ends as well.
+func (s *Server) serve(server *http.Server, l net.Listener) error {
+	defer server.Close()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve peers on %s: %w", l.Addr(), err)
 	}
 	return nil
 }

@@ -187,6 +187,8 @@ func testCreate(t *testing.T, c *store.Client) {
 		"a clone that is to be encrypted": {source("clone", map[string]v1alpha1.SourceParameter{"backing-image": "b", "encryption": "encrypt"}), "images are not encrypted in this version"},
 		"an upload with parameters":       {source("upload", map[string]v1alpha1.SourceParameter{"url": "https://example.com/x"}), "sourceParameters: an upload has none"},
 		"a restore without backup":        {source("restore", nil), "sourceParameters.backup-url: restore needs the backup's URL"},
+		"a restore from nowhere":          {source("restore", map[string]v1alpha1.SourceParameter{"backup-url": "s3://b/?backup=x", "restore-from": "memory"}), "sourceParameters.restore-from: an image is restored from its backup, or from its source"},
+		"a restore from the source":       {source("restore", map[string]v1alpha1.SourceParameter{"backup-url": "s3://b/?backup=x", "restore-from": "source"}), ""},
 		"a bare SHA-256":                  {checksum(hex), ""},
 		"a bare SHA-512":                  {checksum(hex + hex), ""},
 		"a SHA-256 with a prefix":         {checksum("SHA256:" + hex), ""},
