@@ -19,11 +19,12 @@ import (
 
 // Client speaks to one agent about one image or snapshot.
 type Client struct {
-	address string
-	kind    string // images or snapshots
-	uid     string
-	token   Token // "" of a peer, which shows its certificate instead
-	http    *http.Client
+	address       string
+	publicKeyHash string // of the agent's key; "" of a peer's client
+	kind          string // images or snapshots
+	uid           string
+	token         Token // "" of a peer, which shows its certificate instead
+	http          *http.Client
 }
 
 // dialTimeout bounds a connection's beginning, and how long an answer may take once all is sent.
@@ -35,7 +36,9 @@ const (
 // NewClient makes a client of the agent at an address (host:port) whose public key has the hash, for the image with a UID.
 // It does not connect.
 func NewClient(address, publicKeyHash, uid string, t Token) *Client {
-	return newClient(address, images, uid, t, pinnedConfig(publicKeyHash))
+	c := newClient(address, images, uid, t, pinnedConfig(publicKeyHash))
+	c.publicKeyHash = publicKeyHash
+	return c
 }
 
 // What a server has contents of, in its paths.
