@@ -91,7 +91,7 @@ func showPolicy(ctx context.Context, w io.Writer, client *store.Client, p *v1alp
 	if at := p.Status.LastTime; at != nil {
 		fields = append(fields, field{"Last", timeText(now, *at)})
 	}
-	if err := printFields(w, "", append(fields, field{"Created", timeText(now, p.CreationTimestamp)})...); err != nil {
+	if err := printFields(w, append(fields, field{"Created", timeText(now, p.CreationTimestamp)})...); err != nil {
 		return err
 	}
 	_, all, err := backups.list(ctx, client, metav1.ListOptions{})
