@@ -52,7 +52,9 @@ func (s *Server) nodeWith(ctx context.Context, hash string) (name, reason string
 	}
 	live, err := s.store.FreshNodes(ctx)
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		}
 		return "", notAsked
 	}
 	return withKey(live, hash), unknownKey
@@ -80,7 +82,9 @@ func (s *Server) imageWith(ctx context.Context, uid string) (*v1alpha1.BackingIm
 	}
 	live, err := s.store.Images.LiveList(ctx)
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up an image")
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up an image")
+		}
 		return nil, notAsked
 	}
 	return withUID(live, uid), noImage
