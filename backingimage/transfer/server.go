@@ -78,6 +78,9 @@ const (
 	writeTimeout  = time.Minute      // for one piece of an answer
 )
 
+// restTime is for how long the rest of a request may come that has been answered. Replaced in tests.
+var restTime = 10 * time.Second
+
 // NewServer makes the server of an agent, on a listener that it closes in the end. It starts nothing.
 func NewServer(l net.Listener, id *Identity, s *store.Store, disks *disk.Set, u *Uploads, o Options) (*Server, error) {
 	srv := &Server{listener: l, identity: id, store: s, disks: disks, uploads: u, options: o.withDefaults()}
@@ -151,9 +154,11 @@ func (s *Server) serve(server *http.Server, l net.Listener) error {
 	return nil
 }
 
-// limited bounds the requests at work.
+// limited bounds the requests at work, and how long a caller may keep a connection by not sending what its request should still have: the
+// library waits for that.
 func (s *Server) limited(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restTime)) }() // a connection that cannot have one has its own
 		select {
 		case s.places <- struct{}{}:
 			defer func() { <-s.places }()

@@ -59,7 +59,7 @@ func showTarget(_ context.Context, w io.Writer, _ *store.Client, t *v1alpha1.Bac
 	if at := t.Status.CollectedTime; at != nil {
 		fields = append(fields, field{"Garbage collected", timeText(now, *at)})
 	}
-	return printFields(w, "", append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
+	return printFields(w, append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
 }
 
 func perSecond(bytes int64) string {
