@@ -111,30 +111,6 @@ func (c *Client) refused(resp *http.Response) error {
 	return backingimage.Errorf(kindOfStatus(resp.StatusCode), "agent at %s: %s", c.address, message)
 }
 
-// kindOfStatus is the inverse of httpStatus.
-func kindOfStatus(status int) backingimage.Kind {
-	switch status {
-	case http.StatusBadRequest:
-		return backingimage.Invalid
-	case http.StatusUnauthorized, http.StatusGone:
-		return backingimage.Precondition
-	case http.StatusNotFound:
-		return backingimage.NotFound
-	case http.StatusConflict:
-		return backingimage.Conflict
-	case http.StatusRequestEntityTooLarge:
-		return backingimage.OutOfRange
-	case http.StatusLocked:
-		return backingimage.Busy
-	case http.StatusInsufficientStorage:
-		return backingimage.Full
-	}
-	if status >= 500 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout {
-		return backingimage.NotReady
-	}
-	return backingimage.Internal
-}
-
 // Upload is how far an upload is on its server.
 type Upload struct {
 	Offset      int64

@@ -18,7 +18,6 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/store"
@@ -198,27 +197,4 @@ func (c *counted) Write(p []byte) (int, error) {
 
 func (s *Server) count(route string, c *counted) {
 	s.options.Metrics.requests.WithLabelValues(route, strconv.Itoa(max(c.status, http.StatusOK))).Inc()
-}
-
-// httpStatus is the table from Kinds to status codes.
-func httpStatus(err error) int {
-	switch backingimage.KindOf(err) {
-	case backingimage.Invalid:
-		return http.StatusBadRequest
-	case backingimage.OutOfRange:
-		return http.StatusRequestEntityTooLarge
-	case backingimage.NotFound:
-		return http.StatusNotFound
-	case backingimage.Conflict, backingimage.InUse:
-		return http.StatusConflict
-	case backingimage.Precondition:
-		return http.StatusGone
-	case backingimage.Full:
-		return http.StatusInsufficientStorage
-	case backingimage.Busy:
-		return http.StatusLocked
-	case backingimage.NotReady:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
 }
