@@ -132,9 +132,15 @@ func (l *BackupLoop) progress(ctx context.Context, b *v1alpha1.Backup, p backup.
 		s.State = v1alpha1.BackupInProgress
 		s.Progress, s.BytesTotal, s.BytesDone = percent(p), p.TotalBytes, p.DoneBytes
 		s.ReadBytes, s.UploadedBytes, s.BytesPerSecond, s.ETASeconds = p.Stats.ReadBytes, p.Stats.SentBytes, rate, left
-		setBackupReady(now, metav1.ConditionFalse, "Writing", "is being written: "+progressText(p, rate, left))
+		setBackupReady(now, metav1.ConditionFalse, reasonWriting, "is being written: "+progressText(p, rate, left))
 	})
 }
+
+// Reasons of a backup's Ready condition beside Kinds.
+const (
+	reasonAssigned = "Assigned" // waits for its agent
+	reasonWriting  = "Writing"
+)
 
 func setBackupReady(b *v1alpha1.Backup, status metav1.ConditionStatus, reason, message string) {
 	b.Status.ObservedGeneration = b.Generation

@@ -144,7 +144,9 @@ func lookUp[T store.Object](ctx context.Context, s *Server, kind *store.Kind[T],
 	}
 	live, err := kind.LiveList(ctx)
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up what a request is about")
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up what a request is about")
+		}
 		return none, notAsked
 	}
 	if i := slices.IndexFunc(live, is); i >= 0 {

@@ -61,7 +61,9 @@ func (s *Server) nodeWith(ctx context.Context, hash string) (name, reason string
 	}
 	live, err := s.store.FreshNodes(ctx)
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		}
 		return "", notAsked
 	}
 	return withKey(live, hash), unknownKey
