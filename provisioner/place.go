@@ -45,18 +45,18 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 
 func noDisk(bytes int64, refusals []string) error {
 	if len(refusals) == 0 {
-		refusals = []string{"no disk is registered; is an agent running?"}
+		return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: no disk is registered; is an agent running?", backingimage.SizeText(bytes))
 	}
 	if len(refusals) > 5 {
 		refusals = append(refusals[:5], fmt.Sprintf("and %d more", len(refusals)-5))
 	}
-	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s", backingimage.SizeText(bytes), strings.Join(refusals, "; "))
+	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s; make room, mend what else is named, or add a disk", backingimage.SizeText(bytes), strings.Join(refusals, "; "))
 }
 
 // candidate is a disk and the figures that decide.
 type candidate struct {
 	disk     *v1alpha1.Disk
-	promised int64 // bytes of the volumes and images on it
+	promised int64 // bytes of the volumes, snapshots and images on it
 	away     int   // 1: what it is made from would have to come here from another disk
 	node     int   // place in the order of wanted nodes
 	copy     int   // 0: a ready copy is there, 1: one is coming, 2: none
@@ -66,6 +66,9 @@ func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	c := &candidate{disk: disk}
 	for _, v := range p.store.Volumes.By(store.ByDisk, disk.Name) {
 		c.promised += v.Spec.CapacityBytes
+	}
+	for _, s := range p.store.Snapshots.By(store.ByDisk, disk.Name) {
+		c.promised += placement.SnapshotBytes(s)
 	}
 	for _, b := range p.store.Copies.By(store.ByDisk, disk.Name) {
 		c.promised += placement.CopyBytes(b)

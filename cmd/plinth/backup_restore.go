@@ -48,7 +48,7 @@ another, which must have the same content. An image is restored from the backup,
 	f.StringVar(&r.to, "as", "", "`name` of the new volume or image")
 	f.StringVar(&r.size, "size", "", "`size` of the volume, like 20Gi (default: the one that it had)")
 	f.StringVar(&r.image, "image", "", "backing `image` that the volume is laid over (default: one of the content that it began as)")
-	f.StringVar(&r.imageFrom, "image-from", "", "what an image that is not here is restored from: `backup` (default) or source, where it was downloaded from")
+	f.StringVar(&r.imageFrom, "image-from", "", "`place` that an image which is not here comes from: backup (the default), or source, where it was downloaded from")
 	f.StringVar(&r.node, "node", "", "`node` that the volume is on (default: the driver chooses)")
 	f.BoolVar(&r.block, "block", false, "the volume will be used as a block device, without a filesystem")
 	f.BoolVar(&r.wait, "wait", true, "show the progress, and return when the volume is ready")
@@ -143,7 +143,7 @@ func createPatiently(ctx context.Context, c *cli, driver *csiClient, request *cs
 	err := poll(ctx, func(ctx context.Context) (bool, error) {
 		var err error
 		answer, err = driver.controller.CreateVolume(ctx, request)
-		if last = csiError(ctx, err); last != nil {
+		if last = csiError(ctx, err); last != nil && waits(last) {
 			meter.say(last.Error())
 		}
 		return last == nil, last
