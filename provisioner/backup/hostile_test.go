@@ -248,26 +248,26 @@ func TestPlacesThatAreWrongSaySoAtOnce(t *testing.T) {
 	gone := &place{url: "file://" + t.TempDir() + "/not-mounted"}
 	l, err := object.ParseLocation("url", gone.url)
 	must(t, err)
-	if _, err := openers.Open(context.Background(), l, gone.access, gone.options); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "mount") {
+	if _, err := (object.Openers{}).Open(context.Background(), l, gone.access, gone.options); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "mount") {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 	server := s3Server(t)
-	for name, c := range map[string]struct {
-		change func(p *place)
-		says   string
-	}{
-		"bucket": {func(p *place) { p.url = "s3://another-bucket" }, "no bucket another-bucket"},
-		"key":    {func(p *place) { p.access.Credential.SecretAccessKey = "wrong" }, "SignatureDoesNotMatch"},
-	} {
-		wrong := *server
-		c.change(&wrong)
-		err := backup.Probe(context.Background(), wrong.mustStore(t))
-		if !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), secretKey) {
-			t.Errorf("the wrong %s: %v", name, err)
-		}
-	}
+	otherBucket := func(p *place) { p.url = strings.Replace(p.url, bucket, "another-bucket", 1) }
+	wrong(t, server, otherBucket, "no bucket another-bucket")
+	wrong(t, server, func(p *place) { p.access.Credential.SecretAccessKey = "wrong" }, "SignatureDoesNotMatch")
 	must(t, backup.Probe(context.Background(), server.mustStore(t)))
 	must(t, backup.Probe(context.Background(), directory(t).mustStore(t)))
+}
+
+// wrong probes a place that was changed.
+func wrong(t *testing.T, p *place, change func(p *place), says string) {
+	t.Helper()
+	wrong := *p
+	change(&wrong)
+	err := backup.Probe(context.Background(), wrong.mustStore(t))
+	if !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), secretKey) {
+		t.Errorf("got %v, which does not say %s", err, says)
+	}
 }
 
 func TestLocations(t *testing.T) {
