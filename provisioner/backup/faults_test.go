@@ -99,9 +99,17 @@ func slow(n *network, w http.ResponseWriter, r *http.Request) {
 	n.proxy.ServeHTTP(w, r)
 }
 
-func TestANetworkThatFailsIsOnlySlow(t *testing.T) {
-	t.Parallel()
-	p := s3Server(t)
+// servers runs a test on each server that there is a network before.
+func servers(t *testing.T, test func(t *testing.T, p *place)) {
+	t.Run("s3", func(t *testing.T) { t.Parallel(); test(t, s3Server(t)) })
+	for name, where := range clouds() {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, where(t)) })
+	}
+}
+
+func TestANetworkThatFailsIsOnlySlow(t *testing.T) { servers(t, testNetwork) }
+
+func testNetwork(t *testing.T, p *place) {
 	n, address := mustNetwork(t, p.address, fault{12, unavailable}, fault{15, hangUp}, fault{20, loseAnswer}, fault{20, change(half)}, fault{40, change(flipped)}, fault{20, slow})
 	p.through(t, address)
 	p.options.Attempts, p.options.Timeout = 10, 5*time.Second
@@ -114,9 +122,9 @@ func TestANetworkThatFailsIsOnlySlow(t *testing.T) {
 	}
 }
 
-func TestAServerThatStaysAwayIsToldAbout(t *testing.T) {
-	t.Parallel()
-	p := s3Server(t)
+func TestAServerThatStaysAwayIsToldAbout(t *testing.T) { servers(t, testAway) }
+
+func testAway(t *testing.T, p *place) {
 	p.mustOpen(t, backup.Options{})
 	for name, c := range map[string]struct {
 		do   func(*network, http.ResponseWriter, *http.Request)

@@ -29,8 +29,6 @@ var _ driver.Bucket = (*bucket)(nil)
 const (
 	// maxConnections that wait for a next request.
 	maxConnections = 64
-	// idleTimeout of a connection.
-	idleTimeout = 10 * time.Second
 	// maxMessage is the most that is read of an error's text, in bytes.
 	maxMessage = 16 << 10
 )

@@ -27,8 +27,12 @@ type child struct {
 	rest    *time.Timer        // set while none is open
 }
 
-// restTime is how long the program stays without a connection. It is a variable so that tests need not wait.
-var restTime = 50 * time.Second
+// idleTimeout is how long a connection waits for a next request, restTime how long the program stays without one. They are variables so
+// that tests need not wait.
+var (
+	idleTimeout = 10 * time.Second
+	restTime    = 50 * time.Second
+)
 
 // controlFile is the number that the socket has in the program.
 const controlFile = 3
