@@ -276,7 +276,7 @@ func TestLocations(t *testing.T) {
 		"s3://my-bucket": "s3://my-bucket", "s3://my-bucket/": "s3://my-bucket", "S3://my-bucket/a/b/": "s3://my-bucket/a/b",
 		"s3://my-bucket@eu-1/a": "s3://my-bucket@eu-1/a", "file:///mnt/nas": "file:///mnt/nas", "gs://my_bucket.example.org/p": "gs://my_bucket.example.org/p", "azblob://ctr": "azblob://ctr",
 		"azblob://my-ctr@core.windows.net/a/": "azblob://my-ctr@core.windows.net/a",
-		"": "", "s3://": "", "s3://UPPER": "", "file://mnt/nas": "", "file:///": "", "file:///a/../b": "", "s3://bucket/a//b": "", "s3://bucket/../b": "",
+		"":                                    "", "s3://": "", "s3://UPPER": "", "file://mnt/nas": "", "file:///": "", "file:///a/../b": "", "s3://bucket/a//b": "", "s3://bucket/../b": "",
 		"s3://bucket?x=1": "", "s3://bucket/a b ": "", "https://host/path": "", "/mnt/nas": "", "s3://key:secret@bucket/": "", "s3://bucket/%2e%2e": "", "nfs://host/x": "",
 		"gs://": "", "gs://B/p": "", "gs://bucket@host/p": "", "azblob://": "", "azblob://a--b": "", "azblob://key:secret@host/": "", "azblob://ctr@host/": "", "azblob://ctr@-.net": "",
 	} {
