@@ -101,6 +101,10 @@ e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends 
 bench: deps build ## Measure against the bare system calls, curl and qemu-img; print a table of ratios (needs root)
 	$(GO) run ./test/bench -plinth bin/plinth
 
+.PHONY: bench-e2e
+bench-e2e: e2e-deps build ## Measure in the cluster of make e2e, against pods without a volume and empty volumes; print a table of ratios (needs root)
+	$(E2E) -timeout 90m -run '^$$' -bench . -benchtime 1x .
+
 .PHONY: lint
 lint: ## Check formatting, vet and staticcheck
 	@unformatted=$$(gofmt -l cmd csi provisioner backingimage deploy test); \

@@ -45,12 +45,12 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 
 func noDisk(bytes int64, refusals []string) error {
 	if len(refusals) == 0 {
-		refusals = []string{"no disk is registered; is an agent running?"}
+		return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: no disk is registered; is an agent running?", backingimage.SizeText(bytes))
 	}
 	if len(refusals) > 5 {
 		refusals = append(refusals[:5], fmt.Sprintf("and %d more", len(refusals)-5))
 	}
-	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s", backingimage.SizeText(bytes), strings.Join(refusals, "; "))
+	return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: %s; make room, mend what else is named, or add a disk", backingimage.SizeText(bytes), strings.Join(refusals, "; "))
 }
 
 // candidate is a disk and the figures that decide.

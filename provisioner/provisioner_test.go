@@ -17,6 +17,7 @@ import (
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/source"
@@ -66,7 +67,7 @@ func newWorldOn(t *testing.T, disks int) *world {
 	w.Exporter = func(open *disk.Set) node.Exporter { return enginesOf(open) }
 	var repositories *provisioner.Repositories
 	w.Tune = func(o *node.Options) {
-		o.Restorer = func(ctx context.Context, parameters map[string]string) (source.Source, error) {
+		o.Restorer = func(ctx context.Context, parameters map[string]string) (fetch.ImageBackup, error) {
 			return repositories.Image(ctx, parameters)
 		}
 	}

@@ -12,24 +12,23 @@ import (
 
 // source is where the bytes of an image come from that is fetched from its source. It may ask a registry, for as long as minutes.
 func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
-	switch image.Spec.SourceType {
-	case v1alpha1.SourceDownload:
-		s, err := a.download(ctx, image.Spec.Parameters())
-		if err != nil {
-			return nil, err
-		}
-		return source.Parallel(s, a.options.Source.Connections), nil
-	case v1alpha1.SourceRestore:
-		if a.options.Restorer == nil {
-			break
-		}
-		return a.options.Restorer(ctx, image.Spec.Parameters())
+	if image.Spec.SourceType != v1alpha1.SourceDownload {
+		return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 	}
-	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
+	return a.download(ctx, image.Spec.Parameters())
 }
 
-// download is the source behind a URL.
+// download is the source behind a URL, asked over several connections.
 func (a *Agent) download(ctx context.Context, parameters map[string]string) (source.Source, error) {
+	s, err := a.behind(ctx, parameters)
+	if err != nil {
+		return nil, err
+	}
+	return source.Parallel(s, a.options.Source.Connections), nil
+}
+
+// behind is the source behind a URL.
+func (a *Agent) behind(ctx context.Context, parameters map[string]string) (source.Source, error) {
 	if err := source.ValidateParameters(parameters); err != nil {
 		return nil, err
 	}
@@ -54,9 +53,6 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 // Opener makes the source of parameters that source.ValidateParameters accepts. It may ask a server, for as long as minutes; its
 // errors are those of source.Source.
 type Opener func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error)
-
-// Restorer makes the source of an image that is in a backup, of the parameters of source type restore; see Opener.
-type Restorer func(ctx context.Context, parameters map[string]string) (source.Source, error)
 
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {

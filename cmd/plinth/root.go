@@ -45,6 +45,7 @@ func newRootCommand(c *cli) *cobra.Command {
 		newSecretCommand(c),
 		newTargetCommand(c),
 		newBackupCommand(c),
+		newPolicyCommand(c),
 		newDoctorCommand(c),
 		newVersionCommand(c),
 		newExitCodesTopic(),

@@ -59,7 +59,7 @@ func showTarget(_ context.Context, w io.Writer, _ *store.Client, t *v1alpha1.Bac
 	if at := t.Status.CollectedTime; at != nil {
 		fields = append(fields, field{"Garbage collected", timeText(now, *at)})
 	}
-	return printFields(w, "", append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
+	return printFields(w, append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
 }
 
 func perSecond(bytes int64) string {
@@ -107,7 +107,7 @@ since nothing can be restored without it. A place that is encrypted stays so.`,
 	f := cmd.Flags()
 	f.StringVar(&t.Spec.URL, "url", "", "`URL`: s3://bucket/prefix, gs://bucket/prefix, azblob://container/prefix or file:///directory")
 	f.StringVar(&t.Spec.Secret, "secret", "", "`name` of the secret with the keys")
-	f.StringVar(&t.Spec.SecretNamespace, "secret-namespace", "", "`namespace` of the secret (default: default)")
+	f.StringVar(&t.Spec.SecretNamespace, "secret-namespace", "", "`namespace` of the secret (default \"default\")")
 	f.StringVar(&upload, "upload-limit", "", "most `bytes` a second that each node sends, e.g. 50Mi (default: no limit)")
 	f.StringVar(&download, "download-limit", "", "most `bytes` a second that each node receives (default: no limit)")
 	f.Int32Var(&t.Spec.Concurrency, "concurrency", 0, "`number` of blocks of a backup that are on their way at once (default: 4)")

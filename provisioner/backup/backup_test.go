@@ -339,8 +339,42 @@ func TestHolesStayHoles(t *testing.T) {
 	if used := allocated(t, f); used > 2<<20 {
 		t.Errorf("%d bytes are allocated", used)
 	}
+	for name, o := range map[string]backup.Options{"plain": {}, "encrypted": {Key: key}} {
+		t.Run("in an image too, whose digests are known without reading it, "+name, func(t *testing.T) { restoresImage(t, o, volume) })
+	}
 	if m.Stats.StoredBytes > backup.BlockBytes {
 		t.Errorf("zeros were stored: %+v", m.Stats)
+	}
+}
+
+// restoresImage backs a content up as an image's, and restores it twice: into nothing, and over something else.
+func restoresImage(t *testing.T, o backup.Options, image []byte) {
+	r, ctx := directory(t).mustOpen(t, o), context.Background()
+	var want manifest.Builder
+	for i := 0; i*manifest.ChunkBytes < len(image); i++ {
+		want.Add(int64(i), image[i*manifest.ChunkBytes:(i+1)*manifest.ChunkBytes])
+	}
+	is := want.Manifest(int64(len(image)))
+	s, err := r.Begin(ctx, false)
+	must(t, err)
+	m := &backup.Manifest{ID: "b-1", Image: &backup.Image{Name: "golden", ContentDigest: is.ContentDigest()}}
+	m.Image.Content, err = s.Write(ctx, whole(image), nil)
+	must(t, err)
+	must(t, s.Finish(ctx, m))
+	f := mustFile(t, nil)
+	for again, before := range map[bool][]byte{false: nil, true: content(9, 8<<20)} {
+		var got manifest.Builder
+		must(t, f.Truncate(0))
+		_, err := f.WriteAt(before, 3<<20)
+		must(t, err)
+		must(t, r.RestoreImage(ctx, m, f, backup.Restoring{Compare: again, Digests: &got}))
+		mustHold(t, f, image)
+		if digest := got.Manifest(int64(len(image))).ContentDigest(); digest != is.ContentDigest() {
+			t.Errorf("the digests are those of %s, not %s", digest, is.ContentDigest())
+		}
+		if used := allocated(t, f); used > 2<<20 {
+			t.Errorf("%d bytes are allocated", used)
+		}
 	}
 }
 

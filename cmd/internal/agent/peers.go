@@ -78,7 +78,7 @@ func (p peerConfig) open(maxUpload int64) (*peers, error) {
 	shares := fetch.NewShares()
 	return &peers{
 		listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), shares: shares,
-		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares},
+		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares, LocalDir: transfer.LocalDir},
 	}, nil
 }
 

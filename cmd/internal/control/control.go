@@ -37,6 +37,7 @@ func Loops(s *store.Store, o controller.Options, r *provisioner.Repositories) pr
 	return loops{
 		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewReaders(s), provisioner.NewPoints(s),
 		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
+		provisioner.NewBackupTeller(s, o.Recorder),
 	}
 }
 

@@ -33,8 +33,8 @@ func (f *ProcessFlags) AddTo(flags *pflag.FlagSet) {
 	flags.StringVar(&f.httpListen, "http-listen", "", process.HTTPListenHelp)
 	flags.BoolVar(&f.leaderElect, "leader-elect", true, "run the loops only while this process holds the Lease "+leaseName+"; without, no other controller may run")
 	flags.StringVar(&f.leaseNamespace, "lease-namespace", "", "`namespace` of the Lease (default: that of the pod; outside of one "+credential.ImageNamespace+")")
-	flags.DurationVar(&f.leaseDuration, "lease-duration", 15*time.Second, "`time` for which a leader that is not heard of stays the leader")
-	flags.DurationVar(&f.removalWait, "removal-wait", time.Hour, "`time` after which a node whose Kubernetes Node was removed, and whose agent is silent, is forgotten with its disks; 0: never")
+	flags.DurationVar(&f.leaseDuration, "lease-duration", 15*time.Second, "time for which a leader that is not heard of stays the leader")
+	flags.DurationVar(&f.removalWait, "removal-wait", time.Hour, "time after which a node whose Kubernetes Node was removed, and whose agent is silent, is forgotten with its disks; 0: never")
 }
 
 // ProcessConfig is what the flags of `plinth controller` mean.
