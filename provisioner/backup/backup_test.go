@@ -122,6 +122,9 @@ func content(seed byte, bytes int) []byte {
 func mustSave(tb testing.TB, r *backup.Repository, id string, m backup.Manifest, in backup.Input) *backup.Manifest {
 	tb.Helper()
 	saved, err := save(r, id, m, in)
+	for deadline := time.Now().Add(within); backingimage.Is(err, backingimage.NotReady) && time.Now().Before(deadline); {
+		saved, err = save(r, id, m, in) // where the grace time is short and the machine busy
+	}
 	must(tb, err)
 	return saved
 }

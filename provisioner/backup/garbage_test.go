@@ -59,8 +59,8 @@ func count(tb testing.TB, p *place, folder string) int {
 func TestGarbageGoesAndNothingElse(t *testing.T) {
 	each(t, func(t *testing.T, p *place, o backup.Options) {
 		o.Grace = time.Second
-		if p.address != "" {
-			o.Grace = 4 * time.Second // half of it is how long a step may take, on a busy machine too
+		if p.dir == "" {
+			o.Grace = 2 * time.Second // half of it is how long a step may take
 		}
 		r, ctx := p.mustOpen(t, o), context.Background()
 		first, second := content(1, 5<<20), content(2, 5<<20)
