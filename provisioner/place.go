@@ -56,7 +56,7 @@ func noDisk(bytes int64, refusals []string) error {
 // candidate is a disk and the figures that decide.
 type candidate struct {
 	disk     *v1alpha1.Disk
-	promised int64 // bytes of the volumes and images on it
+	promised int64 // bytes of the volumes, snapshots and images on it
 	away     int   // 1: what it is made from would have to come here from another disk
 	node     int   // place in the order of wanted nodes
 	copy     int   // 0: a ready copy is there, 1: one is coming, 2: none
@@ -66,6 +66,9 @@ func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	c := &candidate{disk: disk}
 	for _, v := range p.store.Volumes.By(store.ByDisk, disk.Name) {
 		c.promised += v.Spec.CapacityBytes
+	}
+	for _, s := range p.store.Snapshots.By(store.ByDisk, disk.Name) {
+		c.promised += placement.SnapshotBytes(s)
 	}
 	for _, b := range p.store.Copies.By(store.ByDisk, disk.Name) {
 		c.promised += placement.CopyBytes(b)

@@ -25,7 +25,7 @@ const blockBytes = 4096
 
 // Options of a Provisioner.
 type Options struct {
-	// OverProvisioningPercent of a disk's capacity may be promised to volumes and images; default 200.
+	// OverProvisioningPercent of a disk's capacity may be promised to volumes, snapshots and images; default 200.
 	OverProvisioningPercent int64
 	// MinimalAvailablePercent of a disk's capacity must stay free for it to get new volumes; default 10.
 	MinimalAvailablePercent int64

@@ -63,6 +63,7 @@ func (c *Images) Run(ctx context.Context) error {
 	defer c.store.Images.OnChange(func(i *v1alpha1.BackingImage) { c.loop.Enqueue(i.Name) })()
 	defer c.store.Copies.OnChange(c.copyChanged)()
 	defer c.store.Volumes.OnChange(c.volumeChanged)()
+	defer c.store.Snapshots.OnChange(c.snapshotChanged)()
 	all := newChanges(func() {
 		for _, i := range c.store.Images.List() {
 			c.loop.Enqueue(i.Name)
@@ -100,6 +101,15 @@ func (c *Images) volumeChanged(v *v1alpha1.Volume) {
 		c.loop.Enqueue(v.Spec.Image.Name)
 	}
 	c.wakeExports(v)
+}
+
+// snapshotChanged keeps account of the room that a snapshot takes.
+func (c *Images) snapshotChanged(s *v1alpha1.Snapshot) {
+	if _, exists := c.store.Snapshots.Get(s.Name); exists {
+		c.ledger.Set("snapshot/"+s.Name, s.Spec.DiskUUID, placement.SnapshotBytes(s))
+	} else {
+		c.ledger.Drop("snapshot/" + s.Name)
+	}
 }
 
 // Reconcile plans one image's copies, applies the plan and reports.

@@ -1,4 +1,4 @@
-// Package placement is the arithmetic of room on disks, which copies of images and volumes share: how much of a disk may be
+// Package placement is the arithmetic of room on disks, which copies of images, volumes and snapshots share: how much of a disk may be
 // promised, and how much must stay free. Images' controller and the provisioner decide by it.
 package placement
 
@@ -13,7 +13,7 @@ import (
 
 // Limits of what may be put on a disk, in percent of its capacity.
 type Limits struct {
-	OverProvisioningPercent int64 // may be promised to volumes and images
+	OverProvisioningPercent int64 // may be promised to volumes, snapshots and images
 	MinimalAvailablePercent int64 // must be free for the disk to get anything new
 }
 
@@ -57,6 +57,10 @@ func ImageBytes(i *v1alpha1.BackingImage) int64 { return max(i.Status.RealSize, 
 
 // CopyBytes is what a copy takes, as far as that is known yet.
 func CopyBytes(c *v1alpha1.BackingImageCopy) int64 { return max(c.Status.RealSize, c.Status.Size) }
+
+// SnapshotBytes is what a snapshot takes at the most: all of its data, once whatever it shares that with has been written over or is gone. It
+// never grows, unlike a volume, which takes its whole size.
+func SnapshotBytes(s *v1alpha1.Snapshot) int64 { return s.Status.RealBytes }
 
 // HasTags reports whether tags contain every tag of a selector.
 func HasTags(tags, selector []string) bool {

@@ -239,32 +239,3 @@ func fingerprint(f io.ReaderAt, bytes int64) (string, error) {
 	}
 	return text, nil
 }
-
-// SendStream uploads what File gives until it ends: a pipe, which can be read once. After an error it cannot go on.
-func (s *Sending) SendStream(ctx context.Context) error {
-	var client *Client
-	err := s.persist(ctx, func(ctx context.Context) (err error) {
-		var up Upload
-		client, up, err = s.find(ctx, -1, string(NewToken()))
-		if err == nil && up.Offset > 0 {
-			client.Close()
-			err = backingimage.Errorf(backingimage.Conflict, "an upload of this image has begun; what comes from a pipe cannot continue it: delete the image, or give the file")
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	if err := s.append(ctx, client, s.File, -1, func() error { return nil }); err != nil {
-		return fmt.Errorf("%w; what came from a pipe cannot be sent again: delete the image, and start anew", err)
-	}
-	return s.persist(ctx, func(ctx context.Context) error {
-		client, err := s.Dial(ctx)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		return client.Declare(ctx, s.sent)
-	})
-}
