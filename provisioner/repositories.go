@@ -35,7 +35,7 @@ type Repositories struct {
 }
 
 type opened struct {
-	mu         sync.Mutex         // held while it is being opened, which may take minutes
+	busy       chan struct{}      // has an element while it is being opened, which may take minutes
 	as         [sha256.Size]byte  // what it was opened with
 	repository *backup.Repository // nil: it was not
 }
@@ -67,8 +67,12 @@ func (r *Repositories) with(ctx context.Context, target string, open func(contex
 	}
 	as := identity(t, secret)
 	o := r.of(target)
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	select {
+	case o.busy <- struct{}{}:
+		defer func() { <-o.busy }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("backup target %s: another call is opening it: %w", target, ctx.Err())
+	}
 	if o.repository != nil && o.as == as {
 		return o.repository, nil
 	}
@@ -84,7 +88,7 @@ func (r *Repositories) of(target string) *opened {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.open[target] == nil {
-		r.open[target] = &opened{}
+		r.open[target] = &opened{busy: make(chan struct{}, 1)}
 	}
 	return r.open[target]
 }
@@ -208,17 +212,19 @@ func (r *Repositories) Image(ctx context.Context, parameters map[string]string) 
 	return found, err
 }
 
-// origin are the parameters of the download that the backup's image came from; nil when it was none, or nobody may know.
+// origin are the parameters of the download that the backup's image came from; nil when it was none, or nobody may know, or it takes a
+// secret: whoever writes to the target must not choose to whom this cluster shows its secrets.
 func (f *found) origin() map[string]string {
-	if is := f.manifest.Image; is.SourceType == string(v1alpha1.SourceDownload) {
-		return is.SourceParameters
+	is := f.manifest.Image
+	if is.SourceType != string(v1alpha1.SourceDownload) || is.SourceParameters[v1alpha1.ParameterSecret] != "" {
+		return nil
 	}
-	return nil
+	return is.SourceParameters
 }
 
 // noOrigin is the refusal to fetch an image again of which nobody knows where it came from.
 func noOrigin(f *found) error {
-	return backingimage.Errorf(backingimage.Precondition, "the backup %s does not say where its image %s can be downloaded again; restore it from the backup", f.manifest.ID, f.manifest.Image.Name)
+	return backingimage.Errorf(backingimage.Precondition, "the backup %s does not say where its image %s can be downloaded again without a secret; restore it from the backup, or make the image yourself and name it with backingImage", f.manifest.ID, f.manifest.Image.Name)
 }
 
 // concurrency reads the parameter that says how many blocks are brought at once; 0 when it says nothing.

@@ -37,6 +37,9 @@ type Bucket struct {
 	Flush func() error
 	// List gives all objects whose name begins with prefix, in order; nil where the bucket's own list does.
 	List func(ctx context.Context, prefix string, each func(Object) error) error
+	// Sending prepares what as gives, as blob.WriterOptions.BeforeWrite has it, for the server to compare the object that it gets; nil where
+	// that happens anyway.
+	Sending func(data []byte, as func(any) bool)
 	// Close is called after the bucket was closed; it may be nil.
 	Close func() error
 }
