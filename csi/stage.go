@@ -68,7 +68,8 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 	if s.block {
 		stage = s.device
 	}
-	if err := stage(ctx, attached); err != nil {
+	err = stage(ctx, attached)
+	if err := firstError(err, attached.Recorded()); err != nil {
 		return nil, err
 	}
 	return &csi.NodeStageVolumeResponse{}, nil

@@ -101,6 +101,9 @@ func (w *world) attach(t *testing.T, id string) provisioner.Attached {
 	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
 	defer cancel()
 	a, err := w.node.Attach(ctx, id)
+	if err == nil {
+		err = a.Recorded()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

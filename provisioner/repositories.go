@@ -208,17 +208,19 @@ func (r *Repositories) Image(ctx context.Context, parameters map[string]string) 
 	return found, err
 }
 
-// origin are the parameters of the download that the backup's image came from; nil when it was none, or nobody may know.
+// origin are the parameters of the download that the backup's image came from; nil when it was none, or nobody may know, or it takes a
+// secret: whoever writes to the target must not choose to whom this cluster shows its secrets.
 func (f *found) origin() map[string]string {
-	if is := f.manifest.Image; is.SourceType == string(v1alpha1.SourceDownload) {
-		return is.SourceParameters
+	is := f.manifest.Image
+	if is.SourceType != string(v1alpha1.SourceDownload) || is.SourceParameters[v1alpha1.ParameterSecret] != "" {
+		return nil
 	}
-	return nil
+	return is.SourceParameters
 }
 
 // noOrigin is the refusal to fetch an image again of which nobody knows where it came from.
 func noOrigin(f *found) error {
-	return backingimage.Errorf(backingimage.Precondition, "the backup %s does not say where its image %s can be downloaded again; restore it from the backup", f.manifest.ID, f.manifest.Image.Name)
+	return backingimage.Errorf(backingimage.Precondition, "the backup %s does not say where its image %s can be downloaded again without a secret; restore it from the backup, or make the image yourself and name it with backingImage", f.manifest.ID, f.manifest.Image.Name)
 }
 
 // concurrency reads the parameter that says how many blocks are brought at once; 0 when it says nothing.

@@ -168,7 +168,7 @@ func (c *cli) waitForVolume(ctx context.Context, client *store.Client, id string
 		case v1alpha1.VolumeReady:
 			return true, nil
 		case v1alpha1.VolumeFailed:
-			return true, backingimage.Errorf(program.KindNamed(v.Status.Reason), "volume %s failed: %s", id, said)
+			return true, backingimage.Errorf(backingimage.KindNamed(v.Status.Reason), "volume %s failed: %s", id, said)
 		}
 		meter.say("volume " + id + ": " + said)
 		return false, nil

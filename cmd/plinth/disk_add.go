@@ -160,7 +160,7 @@ func refusalKind(reason string) backingimage.Kind {
 	if reason == v1alpha1.DiskTwin {
 		return backingimage.Conflict
 	}
-	if kind := program.KindNamed(reason); kind != backingimage.Internal {
+	if kind := backingimage.KindNamed(reason); kind != backingimage.Internal {
 		return kind
 	}
 	return backingimage.Precondition

@@ -23,7 +23,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/controller"
-	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/credential/kubernetes"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
@@ -85,7 +85,7 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets, err := credential.NewKubernetes(api)
+	secrets, err := kubernetes.New(api)
 	if err != nil {
 		return nil, err
 	}

@@ -39,6 +39,9 @@ type Bucket struct {
 	List func(ctx context.Context, prefix string, each func(Object) error) error
 	// Made is called with each new file of a directory's bucket before it is written; it may be nil.
 	Made func(*os.File) error
+	// Sending prepares what as gives, as blob.WriterOptions.BeforeWrite has it, for the server to compare the object that it gets; nil where
+	// that happens anyway.
+	Sending func(data []byte, as func(any) bool)
 	// Close is called after the bucket was closed; it may be nil.
 	Close func() error
 }
