@@ -20,6 +20,7 @@ type draft struct {
 	request    CreateRequest
 	parameters Parameters
 	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
+	anyNode    bool                   // nobody has chosen a node for it: the order of the request's nodes only spreads volumes
 	source     *origin                // the volume or snapshot it is made from, if any
 	restore    *found                 // the backup that it is restored from, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
