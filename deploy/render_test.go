@@ -27,7 +27,7 @@ func TestChartAndKustomizationRenderTheSame(t *testing.T) {
 		values []string
 	}{
 		"the defaults":                {folder: "kubernetes"},
-		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true,sidecars.snapshotMetadata.enabled=true,monitoring.enabled=true"}},
+		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true,sidecars.snapshotMetadata.enabled=true,monitoring.enabled=true,backupDirectories[0].path=/mnt/backups,backupDirectories[0].volume.hostPath.path=/mnt/backups,backupDirectories[0].volume.hostPath.type=Directory"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kustomized, charted := mustKustomize(t, tc.folder), mustTemplate(t, tc.values...)
@@ -75,6 +75,7 @@ func TestValuesOfTheChart(t *testing.T) {
 	}{
 		"another image":          {"image.repository=registry.test/p,image.tag=v1", []string{"image: registry.test/p:v1"}, []string{"plinth.dev/plinth:"}},
 		"disks":                  {"node.disks={/srv/a,/srv/b},node.poolSize=200Gi", []string{"- --disk=/srv/b", "mountPath: /srv/a", "path: /srv/b", "- --pool-size=200Gi"}, nil},
+		"directories of backups": {"backupDirectories[0].path=/mnt/a,backupDirectories[0].volume.nfs.server=nas,backupDirectories[1].path=/mnt/b,backupDirectories[1].volume.persistentVolumeClaim.claimName=b", []string{"mountPath: /mnt/a", "server: nas", "name: backups-1", "claimName: b"}, nil},
 		"another kubelet":        {"node.kubeletDir=/data/kubelet", []string{"mountPath: /data/kubelet/pods", "--kubelet-registration-path=/data/kubelet/plugins/csi.plinth.dev/csi.sock"}, []string{"/var/lib/kubelet"}},
 		"another data directory": {"node.dataDir=/data/plinth", []string{"- --data-dir=/data/plinth", "mountPath: /data/plinth"}, []string{"/var/lib/plinth"}},
 		"no definitions":         {"crds.install=false", nil, []string{"kind: CustomResourceDefinition"}},

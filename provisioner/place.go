@@ -63,13 +63,13 @@ type candidate struct {
 func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	c := &candidate{disk: disk}
 	for _, v := range p.store.Volumes.By(store.ByDisk, disk.Name) {
-		c.promised += v.Spec.CapacityBytes
+		c.promised = placement.Sum(c.promised, v.Spec.CapacityBytes)
 	}
 	for _, s := range p.store.Snapshots.By(store.ByDisk, disk.Name) {
-		c.promised += placement.SnapshotBytes(s)
+		c.promised = placement.Sum(c.promised, placement.SnapshotBytes(s))
 	}
 	for _, b := range p.store.Copies.By(store.ByDisk, disk.Name) {
-		c.promised += placement.CopyBytes(b)
+		c.promised = placement.Sum(c.promised, placement.CopyBytes(b))
 	}
 	return c
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -310,4 +311,7 @@ func failure(v *v1alpha1.Volume) error {
 	return backingimage.Errorf(backingimage.Precondition, "volume %s failed: %s", v.Name, v.Status.Message)
 }
 
-func roundUp(bytes int64) int64 { return (bytes + blockBytes - 1) / blockBytes * blockBytes }
+// roundUp is the next size that a device can have, or, of more than that, the largest one: for which no disk has room.
+func roundUp(bytes int64) int64 {
+	return (min(bytes, math.MaxInt64-blockBytes+1) + blockBytes - 1) / blockBytes * blockBytes
+}

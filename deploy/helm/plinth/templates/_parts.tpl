@@ -66,3 +66,19 @@ volumeMounts:
   - name: socket
     mountPath: /csi
 {{- end }}
+
+{{- /* The directories of backups, as mounts of the container plinth and as volumes. */ -}}
+{{- define "plinth.backupMounts" -}}
+{{- range $i, $d := .Values.backupDirectories }}
+- name: backups-{{ $i }}
+  mountPath: {{ $d.path }}
+  mountPropagation: HostToContainer
+{{- end }}
+{{- end }}
+
+{{- define "plinth.backupVolumes" -}}
+{{- range $i, $d := .Values.backupDirectories }}
+- name: backups-{{ $i }}
+  {{- toYaml $d.volume | nindent 2 }}
+{{- end }}
+{{- end }}
