@@ -129,7 +129,7 @@ func (p *Provisioner) createImage(ctx context.Context, d *draft) (*v1alpha1.Back
 		image.Spec.SourceParameters[k] = v1alpha1.SourceParameter(v)
 	}
 	if d.wantsSecret() {
-		nameSecret(image)
+		p.nameSecret(image)
 	}
 	klog.FromContext(ctx).Info("Creating backing image on demand", "backingImage", image.Name, "sourceType", params.SourceType)
 	return p.store.Images.Create(ctx, image)

@@ -38,6 +38,8 @@ type Options struct {
 	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
+	// Namespace in which they are kept; default credential.OwnNamespace.
+	Namespace string
 	// Repositories are where backups are; nil when this controller cannot read them.
 	Repositories *Repositories
 }
@@ -51,6 +53,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.SizeWait == 0 {
 		o.SizeWait = 10 * time.Second
+	}
+	if o.Namespace == "" {
+		o.Namespace = credential.OwnNamespace
 	}
 	if o.AgentWait == 0 {
 		o.AgentWait = time.Minute

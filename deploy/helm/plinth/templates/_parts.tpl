@@ -2,9 +2,14 @@
 
 {{- /* The objects in a file of deploy/kubernetes: (dict "root" $ "file" name). */ -}}
 {{- define "plinth.objects" -}}
-{{- range (.root.Files.Get (printf "objects/%s.yaml" .file) | splitList "\n---\n") }}
+{{- range (include "plinth.file" (dict "root" .root "path" (printf "objects/%s.yaml" .file)) | splitList "\n---\n") }}
 {{- include "plinth.object" (fromYaml .) }}
 {{- end }}
+{{- end }}
+
+{{- /* A file of this folder's, in the namespace of the release: (dict "root" $ "path" path). */ -}}
+{{- define "plinth.file" -}}
+{{ .root.Files.Get .path | replace "namespace: plinth\n" (printf "namespace: %s\n" .root.Release.Namespace) }}
 {{- end }}
 
 {{- /* One object with this chart's label. */ -}}
