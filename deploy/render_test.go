@@ -27,7 +27,7 @@ func TestChartAndKustomizationRenderTheSame(t *testing.T) {
 		values []string
 	}{
 		"the defaults":                {folder: "kubernetes"},
-		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true,monitoring.enabled=true,backupDirectories[0].path=/mnt/backups,backupDirectories[0].volume.hostPath.path=/mnt/backups,backupDirectories[0].volume.hostPath.type=Directory"}},
+		"everything that is optional": {folder: "testdata/everything", values: []string{"--set", "sidecars.snapshotter.enabled=true,sidecars.snapshotMetadata.enabled=true,monitoring.enabled=true,backupDirectories[0].path=/mnt/backups,backupDirectories[0].volume.hostPath.path=/mnt/backups,backupDirectories[0].volume.hostPath.type=Directory"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kustomized, charted := mustKustomize(t, tc.folder), mustTemplate(t, tc.values...)
@@ -83,6 +83,7 @@ func TestValuesOfTheChart(t *testing.T) {
 		"a class of theirs":      {"priorityClass.create=false,priorityClass.name=system-node-critical", []string{"priorityClassName: system-node-critical"}, []string{"kind: PriorityClass"}},
 		"secrets of a namespace": {"secretNamespaces={team-a}", []string{"namespace: team-a"}, nil},
 		"arguments":              {"verbosity=4,node.extraArgs={--max-fetches=2},controller.extraArgs={--over-provisioning=150},sidecars.provisioner.extraArgs={--v=5}", []string{"- --verbosity=4", "- --max-fetches=2", "- --over-provisioning=150", "- --v=5"}, nil},
+		"another certificate":    {"sidecars.snapshotMetadata.enabled=true,sidecars.snapshotMetadata.tlsSecret=theirs,networkPolicy.enabled=false", []string{"secretName: theirs", "- --tls-cert=/tls/tls.crt"}, []string{"kind: NetworkPolicy"}},
 		"no SELinux mounts":      {"csiDriver.seLinuxMount=false", []string{"seLinuxMount: false"}, nil},
 		"pull secrets":           {"imagePullSecrets[0].name=mirror", []string{"- name: mirror"}, nil},
 		"tolerations and places": {"node.tolerations=null,node.nodeSelector.disk=ssd,controller.tolerations[0].operator=Exists,controller.nodeSelector.role=infra,controller.podAnnotations.a=b", []string{"disk: ssd", "role: infra", "operator: Exists", "a: b"}, nil},
