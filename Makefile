@@ -18,21 +18,26 @@ CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.21.0
 
 # Programs that a target runs, and the Debian packages that have them.
 RUNTIME_PROGRAMS := mkfs.xfs mkfs.ext4 blkid losetup
-TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc
-PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev
+TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs curl gcc node npm
+PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev nodejs npm
 
 # What the clusters of test/e2e are made of beside Go modules.
 E2E_PROGRAMS := containerd runc /usr/lib/cni/bridge busybox ip nsenter qemu-img mkfs.xfs mkfs.ext4 bwrap
 E2E_PACKAGES := containerd runc containernetworking-plugins busybox-static iproute2 procps ca-certificates dash $(PACKAGES)
 E2E           = cd test/e2e && $(GO) test -count=1 -v -plinth '$(abspath bin/plinth)' -logs '$(abspath bin/e2e)'
 
-# Programs that tests run, kept in the user's cache: an S3 server, which takes minutes to build, and a registry, unpacked from its
-# Debian package because installing that would start a service, for the tests of sources; and for those of deploy, what renders it.
+# Programs that tests run, kept in the user's cache: servers that speak S3 and Cloud Storage, which take minutes to build, one that speaks
+# Blob Storage, and a registry, unpacked from its Debian package because installing that would start a service, for the tests of
+# sources and backups; and for those of deploy, what renders it.
 VERSITYGW         := v1.8.0
+FAKEGCS           := v1.52.2
+AZURITE           := 3.35.0
 KUSTOMIZE         := v5.8.0
 HELM              := v3.22.0
 TOOLS             := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/plinth/tools
 VERSITYGW_PROGRAM := $(TOOLS)/versitygw-$(VERSITYGW)
+FAKEGCS_PROGRAM   := $(TOOLS)/fake-gcs-server-$(FAKEGCS)
+AZURITE_PROGRAM   := $(TOOLS)/azurite-blob-$(AZURITE)
 REGISTRY_PROGRAM  := $(or $(shell command -v docker-registry),$(TOOLS)/docker-registry)
 KUSTOMIZE_PROGRAM := $(TOOLS)/kustomize-$(KUSTOMIZE)
 HELM_PROGRAM      := $(TOOLS)/helm-$(HELM)
@@ -50,8 +55,8 @@ demo: deps build ## Try it: a real QCOW2 image to two mounted volumes in a tempo
 	@$(GO) run ./test/demo -plinth bin/plinth
 
 .PHONY: build
-build: ## Build the static binaries bin/plinth and bin/plinth-standalone
-	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/plinth ./cmd/plinth-standalone
+build: ## Build the static binaries bin/plinth, and bin/plinth-standalone and bin/plinth-buckets, which it runs
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/plinth ./cmd/plinth-standalone ./cmd/plinth-buckets
 
 .PHONY: test
 test: deps tools ## Run every test; without root, say what is left out
@@ -96,6 +101,10 @@ e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends 
 bench: deps build ## Measure against the bare system calls, curl and qemu-img; print a table of ratios (needs root)
 	$(GO) run ./test/bench -plinth bin/plinth
 
+.PHONY: bench-e2e
+bench-e2e: e2e-deps build ## Measure in the cluster of make e2e, against pods without a volume and empty volumes; print a table of ratios (needs root)
+	$(E2E) -timeout 90m -run '^$$' -bench . -benchtime 1x .
+
 .PHONY: lint
 lint: ## Check formatting, vet and staticcheck
 	@unformatted=$$(gofmt -l cmd csi provisioner backingimage deploy test); \
@@ -133,13 +142,20 @@ e2e-deps: ## Install the Debian packages that the clusters of test/e2e need (nee
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(E2E_PACKAGES) >/dev/null
 
 .PHONY: tools
-tools: $(VERSITYGW_PROGRAM) $(REGISTRY_PROGRAM) $(KUSTOMIZE_PROGRAM) $(HELM_PROGRAM) ## Bring the programs that tests run into the user's cache
+tools: $(VERSITYGW_PROGRAM) $(FAKEGCS_PROGRAM) $(AZURITE_PROGRAM) $(REGISTRY_PROGRAM) $(KUSTOMIZE_PROGRAM) $(HELM_PROGRAM) ## Bring the programs that tests run into the user's cache
 
 # install-tool is the recipe of a program made by go install: $(1) the package, $(2) its version, $(3) its name when the package's path ends otherwise.
 install-tool = GOBIN=$@.new $(GO) install $(1)@$(2) && mv $@.new/$(or $(3),$(notdir $(1))) $@ && rmdir $@.new
 
 $(VERSITYGW_PROGRAM):
 	$(call install-tool,github.com/versity/versitygw/cmd/versitygw,$(VERSITYGW))
+
+$(FAKEGCS_PROGRAM):
+	$(call install-tool,github.com/fsouza/fake-gcs-server,$(FAKEGCS))
+
+$(AZURITE_PROGRAM):
+	npm install --silent --no-audit --no-fund --omit=dev --prefix $(TOOLS)/npm-azurite-$(AZURITE) azurite@$(AZURITE)
+	ln -s npm-azurite-$(AZURITE)/node_modules/.bin/azurite-blob $@
 
 $(KUSTOMIZE_PROGRAM):
 	$(call install-tool,sigs.k8s.io/kustomize/kustomize/v5,$(KUSTOMIZE),kustomize)

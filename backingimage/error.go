@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Kind says what went wrong in words that a caller can act on. The zero Kind is Internal: an error nobody classified.
@@ -33,6 +34,9 @@ func (k Kind) String() string {
 	}
 	return kindNames[k]
 }
+
+// KindNamed is the Kind of a name, as status reasons and other processes give it; Internal when it is no Kind's.
+func KindNamed(name string) Kind { return Kind(max(slices.Index(kindNames[:], name), 0)) }
 
 // Error is an error with a Kind. Its message is complete: it says what failed, on what, and what to do.
 type Error struct {

@@ -71,6 +71,8 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 	}
 	if err != nil {
 		n.letGo(ctx, attached)
+	}
+	if err := firstError(err, attached.Recorded()); err != nil {
 		return nil, err
 	}
 	return &csi.NodeStageVolumeResponse{}, nil

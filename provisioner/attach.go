@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -59,16 +60,31 @@ func (a *Attacher) Attach(ctx context.Context, id string) (Attached, error) {
 		return Attached{}, err
 	}
 	a.waited(a.clock.Since(began).Seconds())
-	defer a.engines.lock(id)()
+	unlock := a.engines.lock(id)
 	device, err := e.Attach(ctx, id, engine.AttachOptions{Partitions: v.Spec.Partition > 0})
 	if err != nil {
+		unlock()
 		return Attached{}, fmt.Errorf("attach volume %s: %w", id, err)
 	}
 	klog.FromContext(ctx).Info("Attached volume", "volume", id, "device", device)
-	if err := a.record(ctx, id, device); err != nil {
-		return Attached{}, err
-	}
-	return attached(v, device), nil
+	result := attached(v, device)
+	result.recorded = a.recording(context.WithoutCancel(ctx), id, device, unlock)
+	return result, nil
+}
+
+// recordTimeout bounds how long an attached volume waits for an API that does not answer.
+const recordTimeout = 30 * time.Second
+
+// recording begins to record a device, calls done after it, and returns what waits for that.
+func (a *Attacher) recording(ctx context.Context, id, device string, done func()) (recorded func() error) {
+	result := make(chan error, 1)
+	go func() {
+		defer done()
+		ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+		defer cancel()
+		result <- a.record(ctx, id, device)
+	}()
+	return sync.OnceValue(func() error { return <-result })
 }
 
 // ready waits until the volume is, and tells at the end of the wait how far it is.

@@ -100,7 +100,7 @@ func (c *BackupController) assign(ctx context.Context, b *v1alpha1.Backup) (*v1a
 		if now.Status.NodeName == "" && now.UID == b.UID {
 			given.Conditions = now.Status.Conditions
 			now.Status = given
-			setBackupReady(now, metav1.ConditionFalse, "Assigned", "waits for the agent on node "+given.NodeName)
+			setBackupReady(now, metav1.ConditionFalse, reasonAssigned, "waits for the agent on node "+given.NodeName)
 		}
 	})
 }

@@ -72,8 +72,8 @@ func (l *BackupLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 	if err != nil || !l.wanted(b) {
 		return 0, backingimage.IgnoreNotFound(err)
 	}
-	if waits, err := l.waits(ctx, b); err != nil || waits {
-		return 0, err
+	if l.waits(b) {
+		return 0, nil
 	}
 	working, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -90,12 +90,12 @@ func (l *BackupLoop) Reconcile(ctx context.Context, name string) (time.Duration,
 }
 
 // waits reports whether the backup's snapshot is not taken yet. The controller says what became of one that failed.
-func (l *BackupLoop) waits(ctx context.Context, b *v1alpha1.Backup) (bool, error) {
+func (l *BackupLoop) waits(b *v1alpha1.Backup) bool {
 	if b.Spec.Volume == "" {
-		return false, nil
+		return false
 	}
 	s, ok := l.store.Snapshots.Get(b.Status.Snapshot)
-	return !ok || s.Status.State != v1alpha1.SnapshotReady, nil
+	return !ok || s.Status.State != v1alpha1.SnapshotReady
 }
 
 // write makes the backup and says meanwhile how far it is.
@@ -132,9 +132,15 @@ func (l *BackupLoop) progress(ctx context.Context, b *v1alpha1.Backup, p backup.
 		s.State = v1alpha1.BackupInProgress
 		s.Progress, s.BytesTotal, s.BytesDone = percent(p), p.TotalBytes, p.DoneBytes
 		s.ReadBytes, s.UploadedBytes, s.BytesPerSecond, s.ETASeconds = p.Stats.ReadBytes, p.Stats.SentBytes, rate, left
-		setBackupReady(now, metav1.ConditionFalse, "Writing", "is being written: "+progressText(p, rate, left))
+		setBackupReady(now, metav1.ConditionFalse, reasonWriting, "is being written: "+progressText(p, rate, left))
 	})
 }
+
+// Reasons of a backup's Ready condition beside Kinds.
+const (
+	reasonAssigned = "Assigned" // waits for its agent
+	reasonWriting  = "Writing"
+)
 
 func setBackupReady(b *v1alpha1.Backup, status metav1.ConditionStatus, reason, message string) {
 	b.Status.ObservedGeneration = b.Generation

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"time"
+	_ "time/tzdata" // for CRON_TZ=, where the machine has none
 
 	"github.com/robfig/cron/v3"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -55,9 +57,8 @@ func (p *BackupPolicies) Reconcile(ctx context.Context, name string) (time.Durat
 	if !ok || policy.DeletionTimestamp != nil {
 		return 0, nil
 	}
-	schedule, err := cron.ParseStandard(policy.Spec.Schedule)
+	schedule, err := ParseSchedule("spec.schedule", policy.Spec.Schedule)
 	if err != nil {
-		err = backingimage.Errorf(backingimage.Invalid, "spec.schedule: %q is no schedule (%v); write cron's five fields, like \"0 2 * * *\" for two o'clock each night", policy.Spec.Schedule, err)
 		return 0, p.report(ctx, policy, policy.Status.LastTime, nil, err)
 	}
 	now := p.clock.Now().UTC()
@@ -80,6 +81,18 @@ func (p *BackupPolicies) Reconcile(ctx context.Context, name string) (time.Durat
 		return 0, p.report(ctx, policy, last, nil, backingimage.Errorf(backingimage.Invalid, "spec.schedule: %q names no time that will come", policy.Spec.Schedule))
 	}
 	return max(next.Sub(now), time.Second), p.report(ctx, policy, last, &next, nil)
+}
+
+// ParseSchedule reads a schedule. Invalid.
+func ParseSchedule(field, text string) (cron.Schedule, error) {
+	if strings.Contains(text, "TZ=") && !strings.Contains(text, " ") {
+		text += " " // without which the parser panics
+	}
+	schedule, err := cron.ParseStandard(text)
+	if err != nil {
+		return nil, backingimage.Errorf(backingimage.Invalid, "%s: %q is no schedule (%v); write cron's five fields, like \"0 2 * * *\" for two o'clock each night", field, text, err)
+	}
+	return schedule, nil
 }
 
 // lastDue is the last time after another that a schedule names and that has come; zero for none. Of times that were missed only the last

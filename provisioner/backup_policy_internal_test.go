@@ -3,12 +3,14 @@ package provisioner
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/robfig/cron/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 )
 
@@ -85,6 +87,24 @@ func TestLastDue(t *testing.T) {
 	} {
 		if got := lastDue(nightly, c.after, noon); !got.Equal(c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestParseSchedule(t *testing.T) {
+	for text, want := range map[string]string{
+		"0 2 * * *": "02:00", "@daily": "00:00", "CRON_TZ=Asia/Tokyo 0 2 * * *": "17:00", "": "", "whenever": "", "0 25 * * *": "",
+		"CRON_TZ=Asia/Tokyo": "", "TZ=": "", "TZ= ": "", "CRON_TZ=Nowhere/None 0 2 * * *": "", "CRON_TZ=../etc/passwd 0 2 * * *": "",
+	} {
+		schedule, err := ParseSchedule("--schedule", text)
+		if want == "" {
+			if !backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), "--schedule") {
+				t.Errorf("%q gives %v", text, err)
+			}
+			continue
+		}
+		if err != nil || schedule.Next(time.Date(2026, 11, 25, 0, 0, 0, -1, time.UTC)).Format("15:04") != want {
+			t.Errorf("%q gives %v, want %s", text, err, want)
 		}
 	}
 }

@@ -80,6 +80,8 @@ func (i Idempotent) CreateSnapshot(ctx context.Context, r SnapshotRequest) (Snap
 	for {
 		existing, err := i.SnapshotNamed(ctx, r.Name)
 		switch {
+		case err == nil && existing.Failed != nil && existing.Taken: // whoever asks relies on that point in time, and no other
+			return existing, existing.Failed
 		case err == nil && existing.Failed != nil: // left by a call that was killed before it took it away
 			if err := i.DeleteSnapshot(ctx, existing.Handle); err != nil {
 				return existing, err

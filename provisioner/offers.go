@@ -20,6 +20,7 @@ import (
 	"plinth.dev/plinth/backingimage/durable"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/manifest"
+	"plinth.dev/plinth/backingimage/parallel"
 	"plinth.dev/plinth/backingimage/transfer"
 	"plinth.dev/plinth/provisioner/engine"
 )
@@ -30,6 +31,11 @@ type Offers struct {
 	engines *Engines
 	clock   clock.PassiveClock
 	node    string
+
+	life   context.Context // of what computes manifests
+	stop   context.CancelFunc
+	making sync.WaitGroup
+	places chan struct{} // one for each that may be computed at once
 
 	mu   sync.Mutex
 	made map[string]*offer // by the UID of the Snapshot object
@@ -46,6 +52,9 @@ type offer struct {
 	used  time.Time
 }
 
+// offerPlaces is how many snapshots are read at once to compute their manifests, whoever asks.
+const offerPlaces = 2
+
 // Times of offers.
 const (
 	offerWait = 3 * time.Second  // how long a request waits for a manifest before it is told how far that is
@@ -54,7 +63,18 @@ const (
 
 // NewOffers makes the Offers of the named node.
 func NewOffers(node string, engines *Engines, c clock.PassiveClock) *Offers {
-	return &Offers{engines: engines, clock: c, node: node, made: map[string]*offer{}}
+	life, stop := context.WithCancel(context.Background())
+	return &Offers{engines: engines, clock: c, node: node, life: life, stop: stop, places: make(chan struct{}, offerPlaces), made: map[string]*offer{}}
+}
+
+// Run returns, when ctx has ended, as soon as no snapshot is being read any more: the disks can be closed then.
+func (o *Offers) Run(ctx context.Context) error {
+	<-ctx.Done()
+	o.mu.Lock()
+	o.stop() // none begins after this
+	o.mu.Unlock()
+	o.making.Wait()
+	return nil
 }
 
 // Share implements transfer.Snapshots.
@@ -91,7 +111,12 @@ func (o *Offers) begin(ctx context.Context, s *v1alpha1.Snapshot) *offer {
 	if f == nil {
 		f = &offer{ready: make(chan struct{})}
 		o.made[string(s.UID)] = f
-		go o.make(context.WithoutCancel(ctx), s, f) // others will ask for it, too
+		if f.err = o.life.Err(); f.err != nil {
+			close(f.ready)
+			return f
+		}
+		log := klog.FromContext(ctx)
+		o.making.Go(func() { o.make(klog.NewContext(o.life, log), s, f) }) // it outlives the request: others will ask for it, too
 	}
 	f.used = now
 	return f
@@ -100,12 +125,22 @@ func (o *Offers) begin(ctx context.Context, s *v1alpha1.Snapshot) *offer {
 // make computes the manifest, or reads it.
 func (o *Offers) make(ctx context.Context, s *v1alpha1.Snapshot, f *offer) {
 	defer close(f.ready)
-	path, m, err := o.manifest(ctx, s, f.done.Store)
+	err := parallel.Guard(ctx, func() error {
+		select {
+		case o.places <- struct{}{}:
+			defer func() { <-o.places }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		path, m, err := o.manifest(ctx, s, f.done.Store)
+		if err == nil {
+			f.share = fetch.ShareOf(path, fetch.RecordOf(s.Name, string(s.UID), m), m)
+		}
+		return err
+	})
 	if err != nil {
 		f.err = fmt.Errorf("offer snapshot %s: %w", s.Name, err)
-		return
 	}
-	f.share = fetch.ShareOf(path, fetch.RecordOf(s.Name, string(s.UID), m), m)
 }
 
 func (o *Offers) manifest(ctx context.Context, s *v1alpha1.Snapshot, done func(int64)) (path string, m *manifest.Manifest, err error) {

@@ -27,6 +27,7 @@ type Parameters struct {
 	DiskSelector      []string
 	MkfsParams        string
 	FromBackup        string   // URL of the backup that the volume's content is restored from
+	RestoreImageFrom  string   // see v1alpha1.ParameterRestoreFrom
 	AllowOverride     bool     // a claim may name another image by its annotation
 	Partition         int32    // 0: the whole device
 	Ignored           []string // keys of Longhorn's that mean nothing here, for one warning
@@ -50,6 +51,7 @@ const (
 	keyPartition        = "partition"
 	keyAllowOverride    = "allowBackingImageOverride"
 	keyBackup           = "fromBackup"
+	keyRestoreImage     = "restoreImageFrom"
 	keyReplicas         = "numberOfReplicas"
 	keyEngine           = "dataEngine"
 	keyEncrypted        = "encrypted"
@@ -101,6 +103,7 @@ var parsers = map[string]parser{
 	keyPartition:        parsePartition,
 	keyAllowOverride:    parseAllowOverride,
 	keyBackup:           parseFromBackup,
+	keyRestoreImage:     parseRestoreImage,
 	keyReplicas:         only(keyReplicas, "1", "a volume is one file on one node's disk; remove the key or set it to 1, and keep copies of its data with backups"),
 	keyEngine:           only(keyEngine, "v1", "there is one engine here, which answers to v1; remove the key or set it to v1"),
 	keyEncrypted:        only(keyEncrypted, "false", "volumes are not encrypted by Plinth; put the disk on an encrypted device and remove the key"),
@@ -283,4 +286,12 @@ func parseFromBackup(p *Parameters, v string) error {
 	_, _, err := backup.ParseURL(keyBackup, v)
 	p.FromBackup = v
 	return err
+}
+
+func parseRestoreImage(p *Parameters, v string) error {
+	if v != v1alpha1.RestoreFromBackup && v != v1alpha1.RestoreFromSource {
+		return invalid(keyRestoreImage, "%s: an image that is not here is restored from the %s, or from its %s, where it was downloaded from", shortened(v), v1alpha1.RestoreFromBackup, v1alpha1.RestoreFromSource)
+	}
+	p.RestoreImageFrom = v
+	return nil
 }

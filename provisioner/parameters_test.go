@@ -108,6 +108,8 @@ func TestParseParametersRefuses(t *testing.T) {
 		"a clone of itself":                     {sourced("clone", `{"backing-image": "a"}`), []string{`"a"`, "itself"}},
 		"a parameter of another type":           {sourced("clone", `{"backing-image": "b", "url": "https://e.org/a"}`), []string{`"url"`, "clone", "it has backing-image"}},
 		"an upload with parameters":             {sourced("upload", `{"url": "https://e.org/a"}`), []string{`"url"`, "upload", "it has none"}},
+		"an image restored from nowhere":        {map[string]string{"restoreImageFrom": "memory"}, []string{"restoreImageFrom", `"memory"`, "source"}},
+		"a restore from nowhere":                {sourced("restore", `{"backup-url": "s3://b/?backup=x", "restore-from": "memory"}`), []string{"restore-from", `"memory"`, "source"}},
 		"a restore without a backup":            {sourced("restore", `{}`), []string{"backup-url"}},
 		"a source without a type":               {map[string]string{"backingImage": "a", "backingImageDataSourceParameters": `{"url":"https://e.org/a"}`}, []string{"backingImageDataSourceType", "set"}},
 		"a source without an image":             {map[string]string{"backingImageDataSourceType": "download"}, []string{"backingImageDataSourceType", "set backingImage"}},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
+	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/node"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/source"
@@ -67,7 +69,7 @@ func newWorldOn(t *testing.T, disks int) *world {
 	w.Exporter = func(open *disk.Set) node.Exporter { return enginesOf(open) }
 	var repositories *provisioner.Repositories
 	w.Tune = func(o *node.Options) {
-		o.Restorer = func(ctx context.Context, parameters map[string]string) (source.Source, error) {
+		o.Restorer = func(ctx context.Context, parameters map[string]string) (fetch.ImageBackup, error) {
 			return repositories.Image(ctx, parameters)
 		}
 	}
@@ -101,6 +103,9 @@ func (w *world) attach(t *testing.T, id string) provisioner.Attached {
 	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
 	defer cancel()
 	a, err := w.node.Attach(ctx, id)
+	if err == nil {
+		err = a.Recorded()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +194,9 @@ func TestProvisioner(t *testing.T) {
 	})
 
 	t.Run("what no disk can hold is full, with the figures of each disk", func(t *testing.T) {
-		w.refused(t, provisioner.CreateRequest{Name: "pvc-huge", RequiredBytes: 1 << 40}, backingimage.Full, "1 TiB", "200 %")
+		for bytes, says := range map[int64]string{1 << 40: "1 TiB", math.MaxInt64: "8 EiB", math.MaxInt64 - 5807: "8 EiB"} {
+			w.refused(t, provisioner.CreateRequest{Name: "pvc-huge", RequiredBytes: bytes}, backingimage.Full, says, "200 %")
+		}
 	})
 
 	t.Run("a node that is not here is full, and named", func(t *testing.T) {
@@ -256,6 +263,9 @@ func TestVolumeLife(t *testing.T) {
 		}
 		if bytes, err := w.volumes.Expand(ctx, "empty", 16<<20, 0); err != nil || bytes != 16<<20 {
 			t.Errorf("expanded to %d: %v", bytes, err)
+		}
+		if bytes, err := w.volumes.Expand(ctx, "empty", math.MaxInt64, 0); !backingimage.Is(err, backingimage.Full) {
+			t.Errorf("expanded beyond all that can be counted, to %d: %v", bytes, err)
 		}
 		if content, err := os.ReadFile(a.Device); err != nil || len(content) != 16<<20 {
 			t.Errorf("the device has %d bytes (%v)", len(content), err)

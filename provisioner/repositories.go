@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,6 +14,8 @@ import (
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/fetch"
+	"plinth.dev/plinth/backingimage/manifest"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/provisioner/backup"
@@ -32,7 +35,7 @@ type Repositories struct {
 }
 
 type opened struct {
-	mu         sync.Mutex         // held while it is being opened, which may take minutes
+	busy       chan struct{}      // has an element while it is being opened, which may take minutes
 	as         [sha256.Size]byte  // what it was opened with
 	repository *backup.Repository // nil: it was not
 }
@@ -64,8 +67,12 @@ func (r *Repositories) with(ctx context.Context, target string, open func(contex
 	}
 	as := identity(t, secret)
 	o := r.of(target)
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	select {
+	case o.busy <- struct{}{}:
+		defer func() { <-o.busy }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("backup target %s: another call is opening it: %w", target, ctx.Err())
+	}
 	if o.repository != nil && o.as == as {
 		return o.repository, nil
 	}
@@ -81,7 +88,7 @@ func (r *Repositories) of(target string) *opened {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.open[target] == nil {
-		r.open[target] = &opened{}
+		r.open[target] = &opened{busy: make(chan struct{}, 1)}
 	}
 	return r.open[target]
 }
@@ -179,18 +186,54 @@ func (r *Repositories) findURL(ctx context.Context, field, raw string) (*found, 
 	return nil, backingimage.Errorf(backingimage.Precondition, "%s: no backup target has the URL %s; make one with: plinth target add NAME --url %s", field, l, l)
 }
 
-// Image implements node.Restorer: the image of a backup as a source.
-func (r *Repositories) Image(ctx context.Context, parameters map[string]string) (source.Source, error) {
-	raw := parameters[v1alpha1.ParameterBackupURL]
-	f, err := r.imageBackup(ctx, raw, parameters[v1alpha1.ParameterBackupTargetName])
+// Image implements node.Restorer.
+func (r *Repositories) Image(ctx context.Context, parameters map[string]string) (fetch.ImageBackup, error) {
+	f, err := r.imageBackup(ctx, parameters[v1alpha1.ParameterBackupURL], parameters[v1alpha1.ParameterBackupTargetName])
 	if err != nil {
-		return nil, err
+		return fetch.ImageBackup{}, err
 	}
-	concurrency, err := strconv.Atoi(cmp.Or(parameters[v1alpha1.ParameterConcurrentLimit], "0"))
-	if err != nil || concurrency < 0 || concurrency > maxConcurrency {
-		return nil, backingimage.Errorf(backingimage.Invalid, "%s: %q is no number of blocks to be brought at once; give 1 to %d", v1alpha1.ParameterConcurrentLimit, parameters[v1alpha1.ParameterConcurrentLimit], maxConcurrency)
+	is := f.manifest.Image
+	if is == nil {
+		return fetch.ImageBackup{}, backingimage.Errorf(backingimage.Invalid, "the backup %s in %s is of a volume that began without an image", f.manifest.ID, f.repository)
 	}
-	return f.repository.Image(ctx, f.manifest, concurrency)
+	width, err := concurrency(parameters[v1alpha1.ParameterConcurrentLimit])
+	found := fetch.ImageBackup{
+		What: "image " + is.Name + " of backup " + f.manifest.ID + " in " + f.repository.String(), Bytes: is.Content.Bytes, ContentDigest: is.ContentDigest, Download: f.origin(), Checksum: is.Checksum,
+		Elsewhere: parameters[v1alpha1.ParameterRestoreFrom] == v1alpha1.RestoreFromSource,
+		Fill: func(ctx context.Context, to *os.File, digests *manifest.Builder, again bool, report func(int64)) error {
+			return f.repository.RestoreImage(ctx, f.manifest, to, backup.Restoring{
+				Compare: again, Concurrency: width, Digests: digests, Report: func(p backup.Progress) { report(p.DoneBytes) },
+			})
+		},
+	}
+	if found.Elsewhere && found.Download == nil {
+		return found, noOrigin(f)
+	}
+	return found, err
+}
+
+// origin are the parameters of the download that the backup's image came from; nil when it was none, or nobody may know, or it takes a
+// secret: whoever writes to the target must not choose to whom this cluster shows its secrets.
+func (f *found) origin() map[string]string {
+	is := f.manifest.Image
+	if is.SourceType != string(v1alpha1.SourceDownload) || is.SourceParameters[v1alpha1.ParameterSecret] != "" {
+		return nil
+	}
+	return is.SourceParameters
+}
+
+// noOrigin is the refusal to fetch an image again of which nobody knows where it came from.
+func noOrigin(f *found) error {
+	return backingimage.Errorf(backingimage.Precondition, "the backup %s does not say where its image %s can be downloaded again without a secret; restore it from the backup, or make the image yourself and name it with backingImage", f.manifest.ID, f.manifest.Image.Name)
+}
+
+// concurrency reads the parameter that says how many blocks are brought at once; 0 when it says nothing.
+func concurrency(text string) (int, error) {
+	n, err := strconv.Atoi(cmp.Or(text, "0"))
+	if err != nil || n < 0 || n > maxConcurrency {
+		return 0, backingimage.Errorf(backingimage.Invalid, "%s: %q is no number of blocks to be brought at once; give 1 to %d", v1alpha1.ParameterConcurrentLimit, text, maxConcurrency)
+	}
+	return n, nil
 }
 
 const maxConcurrency = 64

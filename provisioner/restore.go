@@ -80,7 +80,7 @@ func (p *Provisioner) restoredImage(ctx context.Context, d *draft) error {
 		}
 	}
 	if d.image == nil {
-		d.image, err = p.restoreImage(ctx, d.restore)
+		d.image, err = p.restoreImage(ctx, d.restore, d.parameters.RestoreImageFrom)
 	}
 	return err
 }
@@ -99,9 +99,13 @@ func suits(image *v1alpha1.BackingImage, needs *backup.Image, m *backup.Manifest
 	return nil
 }
 
-// restoreImage makes the image of a backup anew, under its name, or, where that is another image's, under one that its content gives.
-func (p *Provisioner) restoreImage(ctx context.Context, f *found) (*v1alpha1.BackingImage, error) {
+// restoreImage makes the image of a backup anew, under its name, or, where that is another image's, under one that its content gives. from is
+// what the class wants it to be made of.
+func (p *Provisioner) restoreImage(ctx context.Context, f *found, from string) (*v1alpha1.BackingImage, error) {
 	needs := f.manifest.Image
+	if from == v1alpha1.RestoreFromSource && f.origin() == nil {
+		return nil, noOrigin(f)
+	}
 	names := []string{needs.Name, needs.Name + "-" + needs.ContentDigest[:min(12, len(needs.ContentDigest))]}
 	if ValidateName(needs.Name) != nil {
 		names = []string{"restored-" + needs.ContentDigest}
@@ -112,6 +116,9 @@ func (p *Provisioner) restoreImage(ctx context.Context, f *found) (*v1alpha1.Bac
 			v1alpha1.ParameterBackupTargetName: v1alpha1.SourceParameter(f.target.Name),
 		},
 	}}
+	if from != "" {
+		image.Spec.SourceParameters[v1alpha1.ParameterRestoreFrom] = v1alpha1.SourceParameter(from)
+	}
 	for _, name := range names {
 		image.Name = name
 		made, err := p.store.Images.Create(ctx, image.DeepCopy())

@@ -51,7 +51,7 @@ func (r *restores) of(ctx context.Context, volume string, work func(ctx context.
 		return x
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	x := &restore{cancel: cancel, ended: make(chan struct{}), text: "waits for other restores of this node"}
+	x := &restore{cancel: cancel, ended: make(chan struct{}), text: "begins"}
 	r.running[volume] = x
 	go func() {
 		defer close(x.ended)
@@ -73,6 +73,9 @@ const (
 // run makes attempts until one succeeds or fails for good. A target that cannot be used as it is now, such as a directory that is not
 // mounted, can be mended under a volume that waits.
 func (r *restores) run(ctx context.Context, work func(ctx context.Context, say func(string)) error, say func(string)) error {
+	if len(r.slots) == cap(r.slots) {
+		say("waits for other restores of this node")
+	}
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()

@@ -122,7 +122,7 @@ func (l *SnapshotLoop) report(ctx context.Context, s *v1alpha1.Snapshot, info en
 		switch {
 		case err == nil:
 			created := metav1.NewMicroTime(info.Created)
-			status.State, status.Bytes, status.CreationTime = v1alpha1.SnapshotReady, info.Bytes, &created
+			status.State, status.Bytes, status.RealBytes, status.CreationTime = v1alpha1.SnapshotReady, info.Bytes, info.UsedBytes, &created
 		case failed:
 			status.State = v1alpha1.SnapshotFailed
 		default:

@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,6 +91,7 @@ func TestSnapshots(t *testing.T) {
 		_, err = w.volumes.CreateSnapshot(ctx, provisioner.SnapshotRequest{Name: "before", Volume: v.Name, Parameters: map[string]string{"type": "bi"}})
 		wantKind(t, err, backingimage.Conflict, "type is snap, not bi")
 	})
+	t.Run("takes of the disk's room what it has of data, as long as it is there", func(t *testing.T) { takesRoom(t, w, v.Name) })
 	t.Run("of no volume, and a backup to nowhere, are refused", func(t *testing.T) {
 		_, err := w.volumes.CreateSnapshot(ctx, provisioner.SnapshotRequest{Name: "s", Volume: "none"})
 		wantKind(t, err, backingimage.NotFound, "none")
@@ -143,6 +145,32 @@ func (w *world) untilSnapshot(t *testing.T, name, what string, is func(*v1alpha1
 }
 
 // What a crash, or a lost disk, leaves.
+// takesRoom takes a snapshot and deletes it, and looks at the room that is left for volumes.
+func takesRoom(t *testing.T, w *world, volume string) {
+	ctx, before := context.Background(), int64(0)
+	left := func(what string, want func() int64) {
+		t.Helper()
+		w.eventually(t, what, func() (string, bool) {
+			available, _, err := w.volumes.Capacity(ctx, nil, "")
+			must(t, err)
+			return fmt.Sprintf("%d bytes are left, %d were at first", available, before), available == want()
+		})
+	}
+	before, _, err := w.volumes.Capacity(ctx, nil, "")
+	must(t, err)
+	s := w.snapshot(t, provisioner.SnapshotRequest{Name: "roomy", Volume: volume})
+	left("with the snapshot", func() int64 {
+		is, err := w.Store.Snapshots.Live(ctx, "roomy")
+		must(t, err)
+		if is.Status.RealBytes < 1<<20 {
+			t.Fatalf("it takes %d bytes", is.Status.RealBytes)
+		}
+		return before - is.Status.RealBytes
+	})
+	must(t, w.volumes.DeleteSnapshot(ctx, s.Handle))
+	left("without it", func() int64 { return before })
+}
+
 func TestSnapshotsAndTheirFiles(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()

@@ -49,7 +49,8 @@ type Controller interface {
 type Node interface {
 	// Attach waits until the volume is ready here, then makes it a block device. It is NotReady, with the reason and
 	// the progress, when ctx ends first; a failure that waiting cannot mend answers at once with its cause. NotFound
-	// when there is no such volume; Precondition when it is on another node.
+	// when there is no such volume; Precondition when it is on another node. Before the caller says that it is done, it asks
+	// Recorded of what it got.
 	Attach(ctx context.Context, id string) (Attached, error)
 	// Detach removes the block device; not attached or no such volume is success. InUse while it is held open.
 	Detach(ctx context.Context, id string) error
@@ -68,4 +69,15 @@ type Attached struct {
 	ReadOnly bool   // the device cannot be written, nor made to
 	// FilesystemDevice is what Filesystem mode mounts: Device, or the partition that the class names.
 	FilesystemDevice string
+
+	recorded func() error // nil: there is nothing to wait for
+}
+
+// Recorded waits until everybody can see that the volume is attached, which keeps it from being deleted. That takes as long as much of what there is
+// to do with the device meanwhile.
+func (a Attached) Recorded() error {
+	if a.recorded == nil {
+		return nil
+	}
+	return a.recorded()
 }

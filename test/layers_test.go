@@ -38,6 +38,12 @@ var restricted = []struct {
 }{
 	{"github.com/container-storage-interface/spec/", []string{"csi", "cmd/plinth"}, "only the protocol layer speaks CSI; cmd/plinth is its client"},
 	{module + "backingimage/store/embedded", []string{"cmd/plinth-standalone"}, "only standalone brings an API server along: everything else must work with any, and not pay for linking one"},
+	{module + "provisioner/backup/object/gcs", []string{"cmd/plinth-buckets"}, "the drivers of the public clouds are dear to link: only the program that is started for them does"},
+	{module + "provisioner/backup/object/azure", []string{"cmd/plinth-buckets"}, "the drivers of the public clouds are dear to link: only the program that is started for them does"},
+	{"cloud.google.com/", []string{"provisioner/backup/object/gcs"}, "one driver speaks to Google's cloud"},
+	{"gocloud.dev/blob/gcsblob", []string{"provisioner/backup/object/gcs"}, "one driver speaks to Google's cloud"},
+	{"github.com/Azure/", []string{"provisioner/backup/object/azure"}, "one driver speaks to Azure's cloud"},
+	{"gocloud.dev/blob/azureblob", []string{"provisioner/backup/object/azure"}, "one driver speaks to Azure's cloud"},
 	{module + "provisioner/engine/reflink", []string{"cmd"}, "an engine's users know the contract, not the engine; cmd chooses"},
 	{"k8s.io/apiserver/", []string{"backingimage/store/embedded"}, "the API server is embedded in one place"},
 	{"k8s.io/apiextensions-apiserver/", []string{"backingimage/store/embedded"}, "the API server is embedded in one place"},

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -35,6 +36,10 @@ func (e *Error) Error() string {
 // maxOutput bounds what is kept of a program's output, in bytes.
 const maxOutput = 64 << 10
 
+// outputWait is for how long the output of a program that has ended is waited for that another, which it started, still holds. Replaced in
+// tests.
+var outputWait = 5 * time.Second
+
 // Run runs a program and returns its standard output. A program that is not installed is Unsupported, one that fails
 // is an *Error, one that ctx ended is ctx's error.
 func Run(ctx context.Context, name string, args ...string) (string, error) {
@@ -44,7 +49,7 @@ func Run(ctx context.Context, name string, args ...string) (string, error) {
 // run runs a program that errors call name. Its output goes to out, or is returned when that is nil.
 func run(ctx context.Context, cmd *exec.Cmd, name string, out io.Writer, environment []string) (string, error) {
 	klog.FromContext(ctx).V(4).Info("Running", "program", name, "arguments", cmd.Args[1:])
-	cmd.Env = environment
+	cmd.Env, cmd.WaitDelay = environment, outputWait
 	var stdout, stderr tail
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if out != nil {

@@ -59,7 +59,6 @@ func (s *Sandbox) Run(ctx context.Context, name string, args ...string) (string,
 	cmd := exec.CommandContext(ctx, "bwrap", append(append(s.walls(), path), args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second // for whoever still holds its output
 	out, err := run(ctx, cmd, name, s.Output, []string{"LC_ALL=C", "PATH=/usr/bin:/bin"})
 	if stderr := Stderr(err); strings.HasPrefix(stderr, "bwrap: ") {
 		return "", backingimage.Errorf(backingimage.Unsupported, "this machine does not let a process be confined: %s; allow user namespaces, or do without", stderr)

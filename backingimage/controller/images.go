@@ -31,15 +31,20 @@ type Images struct {
 type Options struct {
 	// Credentials keeps the secrets that go with their images; nil when there are none.
 	Credentials credential.Store
-	Settings    Settings
-	Recorder    event.Recorder // default event.Log
-	Clock       clock.WithTicker
+	// Namespace of those secrets; default credential.OwnNamespace.
+	Namespace string
+	Settings  Settings
+	Recorder  event.Recorder // default event.Log
+	Clock     clock.WithTicker
 }
 
 func (o Options) withDefaults() Options {
 	o.Settings = o.Settings.WithDefaults()
 	if o.Recorder == nil {
 		o.Recorder = event.Log{}
+	}
+	if o.Namespace == "" {
+		o.Namespace = credential.OwnNamespace
 	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
@@ -63,6 +68,7 @@ func (c *Images) Run(ctx context.Context) error {
 	defer c.store.Images.OnChange(func(i *v1alpha1.BackingImage) { c.loop.Enqueue(i.Name) })()
 	defer c.store.Copies.OnChange(c.copyChanged)()
 	defer c.store.Volumes.OnChange(c.volumeChanged)()
+	defer c.store.Snapshots.OnChange(c.snapshotChanged)()
 	all := newChanges(func() {
 		for _, i := range c.store.Images.List() {
 			c.loop.Enqueue(i.Name)
@@ -100,6 +106,15 @@ func (c *Images) volumeChanged(v *v1alpha1.Volume) {
 		c.loop.Enqueue(v.Spec.Image.Name)
 	}
 	c.wakeExports(v)
+}
+
+// snapshotChanged keeps account of the room that a snapshot takes.
+func (c *Images) snapshotChanged(s *v1alpha1.Snapshot) {
+	if _, exists := c.store.Snapshots.Get(s.Name); exists {
+		c.ledger.Set("snapshot/"+s.Name, s.Spec.DiskUUID, placement.SnapshotBytes(s))
+	} else {
+		c.ledger.Drop("snapshot/" + s.Name)
+	}
 }
 
 // Reconcile plans one image's copies, applies the plan and reports.
@@ -145,8 +160,8 @@ func (c *Images) copies(image string) []*v1alpha1.BackingImageCopy {
 
 // release lets a deleted image go, after the secret that was kept for it.
 func (c *Images) release(ctx context.Context, image *v1alpha1.BackingImage) error {
-	if c.options.Credentials != nil && credential.Kept(image) {
-		if err := c.options.Credentials.Delete(ctx, credential.ImageRef(image.Name)); err != nil {
+	if ref, kept := credential.Kept(image); kept && c.options.Credentials != nil && ref.Namespace == c.options.Namespace {
+		if err := c.options.Credentials.Delete(ctx, ref); err != nil {
 			return err
 		}
 	}

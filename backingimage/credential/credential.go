@@ -52,8 +52,27 @@ type Credential struct {
 	SessionToken       Secret
 	Endpoint           string // URL of an S3 server that is not Amazon's
 	Region             string
+	GoogleCredentials  Secret // JSON of a service account's key, or Ambient
+	GoogleEndpoint     string // URL of a Cloud Storage server that is not Google's
+	AzureAccount       string // name of a storage account
+	AzureKey           Secret // of the account, in base64
+	AzureToken         Secret // a shared access signature
+	AzureEndpoint      string // URL of a Blob Storage server that is not Azure's; the account's name is the first part of its paths
 	DockerConfig       Secret // content of a .dockerconfigjson
 	Backup             Secret // with which backups are encrypted
+
+	data func() map[string][]byte // a function, so that nothing prints it
+}
+
+// Ambient is what GoogleCredentials holds when this machine, or the pod, has an identity of its own that is to be used.
+const Ambient = "ambient"
+
+// Data is what the Credential was parsed from, for another process of ours to parse.
+func (c Credential) Data() map[string][]byte {
+	if c.data == nil {
+		return nil
+	}
+	return c.data()
 }
 
 // Keys of a secret that Parse reads.
@@ -71,7 +90,14 @@ const (
 	KeySessionToken = "AWS_SESSION_TOKEN"
 	KeyEndpoint     = "AWS_ENDPOINTS"
 	KeyRegion       = "AWS_REGION"
-	KeyAWSCert      = "AWS_CERT"          // another name of ca.crt
+	KeyAWSCert      = "AWS_CERT"                       // another name of ca.crt
+	KeyGoogle       = "GOOGLE_APPLICATION_CREDENTIALS" // as in VolSync's secrets for restic: the JSON itself
+	KeyGoogleServer = "GOOGLE_STORAGE_ENDPOINT"
+	KeyAzureAccount = "AZBLOB_ACCOUNT_NAME" // as in Longhorn's backup secrets
+	KeyAzureKey     = "AZBLOB_ACCOUNT_KEY"
+	KeyAzureToken   = "AZBLOB_SAS_TOKEN"
+	KeyAzureServer  = "AZBLOB_ENDPOINT"
+	KeyAzureCert    = "AZBLOB_CERT"       // another name of ca.crt
 	KeyDockerConfig = ".dockerconfigjson" // as in kubernetes.io/dockerconfigjson
 	KeyBackup       = "PLINTH_BACKUP_KEY" // 32 bytes in base64 or hexadecimal
 )
@@ -92,6 +118,13 @@ var readers = map[string]func(*Credential, []byte) error{
 	KeySessionToken: func(c *Credential, v []byte) error { return line(&c.SessionToken, v) },
 	KeyEndpoint:     func(c *Credential, v []byte) error { c.Endpoint = string(bytes.TrimSpace(v)); return nil },
 	KeyRegion:       func(c *Credential, v []byte) error { c.Region = string(bytes.TrimSpace(v)); return nil },
+	KeyGoogle:       readGoogle,
+	KeyGoogleServer: func(c *Credential, v []byte) error { c.GoogleEndpoint = string(bytes.TrimSpace(v)); return nil },
+	KeyAzureAccount: readAzureAccount,
+	KeyAzureKey:     readAzureKey,
+	KeyAzureToken:   readAzureToken,
+	KeyAzureServer:  func(c *Credential, v []byte) error { c.AzureEndpoint = string(bytes.TrimSpace(v)); return nil },
+	KeyAzureCert:    readAuthorities,
 	KeyDockerConfig: func(c *Credential, v []byte) error { c.DockerConfig = Secret(v); return nil },
 	KeyBackup:       func(c *Credential, v []byte) error { return line(&c.Backup, v) },
 }
@@ -102,7 +135,7 @@ func Keys() []string { return slices.Sorted(maps.Keys(readers)) }
 // Parse reads a secret's keys. Invalid when a key is not known, contradicts another, or has a value that cannot be read; the
 // message names the key and never the value. name is how the message calls the secret.
 func Parse(name string, data map[string][]byte) (Credential, error) {
-	var c Credential
+	c := Credential{data: func() map[string][]byte { return data }}
 	for _, key := range slices.Sorted(maps.Keys(data)) {
 		read, known := readers[key]
 		if !known {
@@ -126,6 +159,10 @@ func (c *Credential) check(name string, data map[string][]byte) error {
 		return invalid(name, KeyPassword, "is given without %s", KeyUsername)
 	case (c.AccessKeyID == "") != (c.SecretAccessKey == ""):
 		return invalid(name, KeyAccessKeyID, "and %s go together: give both", KeySecretKey)
+	case c.AzureKey != "" && c.AzureToken != "":
+		return invalid(name, KeyAzureToken, "contradicts %s: keep one", KeyAzureKey)
+	case (c.AzureKey != "" || c.AzureToken != "") && c.AzureAccount == "":
+		return invalid(name, KeyAzureAccount, "is missing: give the name of the storage account")
 	case hasCertificate != hasKey:
 		return invalid(name, KeyCertificate, "and %s go together: give both", KeyPrivateKey)
 	case hasCertificate:

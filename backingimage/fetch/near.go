@@ -27,9 +27,6 @@ type NearJob struct {
 	Clock           clock.Clock // the real one by default
 }
 
-// String is the source's description.
-func (j *NearJob) String() string { return j.Source }
-
 func (j *NearJob) identity() string {
 	sum := sha256.Sum256([]byte(j.Source))
 	return hex.EncodeToString(sum[:])

@@ -25,7 +25,7 @@ func (s *swarm) receive(parent context.Context, m *member, r stretch, buffer []b
 	defer s.mu.Unlock()
 	m.flying--
 	for i := r.first; i < r.first+r.count; i++ {
-		s.landed(m, i)
+		s.landed(i)
 	}
 	switch {
 	case parent.Err() != nil || s.fault != nil:
@@ -38,7 +38,7 @@ func (s *swarm) receive(parent context.Context, m *member, r stretch, buffer []b
 }
 
 // landed ends a chunk's flight; one that did not come is to be asked for again. The caller has the lock.
-func (s *swarm) landed(m *member, index int64) {
+func (s *swarm) landed(index int64) {
 	f := s.flights[index]
 	if f == nil {
 		return

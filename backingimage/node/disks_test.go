@@ -3,15 +3,12 @@ package node_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,154 +17,9 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/disk/disktest"
-	"plinth.dev/plinth/backingimage/disk/loop"
 	"plinth.dev/plinth/backingimage/node/nodetest"
 	"plinth.dev/plinth/backingimage/store/embedded/embeddedtest"
 )
-
-// mounted is a filesystem of its own that a test plugs in and out.
-type mounted struct {
-	t   *testing.T
-	dir string
-}
-
-func plug(t *testing.T) *mounted {
-	t.Helper()
-	return &mounted{t: t, dir: disktest.MustFilesystem(t, "xfs", 512<<20)}
-}
-
-func (m *mounted) unmount() { must(m.t, unix.Unmount(m.dir, unix.MNT_DETACH)) }
-
-func (m *mounted) mount(at string) {
-	m.t.Helper()
-	device, found, err := loop.Find(m.dir + ".img")
-	must(m.t, err)
-	if !found {
-		m.t.Fatal("the filesystem's device is gone")
-	}
-	must(m.t, unix.Mount(device.Path, at, "xfs", unix.MS_NOATIME, ""))
-	if at != m.dir {
-		m.t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) }) // it may be unmounted already
-	}
-}
-
-func (m *mounted) remount(flags uintptr) {
-	m.t.Helper()
-	must(m.t, unix.Mount("", m.dir, "", unix.MS_REMOUNT|unix.MS_NOATIME|flags, ""))
-}
-
-// root is the root of the filesystem, and never that of the machine's: what a test does to it must not be done to another.
-func (m *mounted) root() *os.File {
-	m.t.Helper()
-	f, err := os.Open(m.dir)
-	must(m.t, err)
-	m.t.Cleanup(func() { f.Close() })
-	var st unix.Statfs_t
-	var here, above unix.Stat_t
-	must(m.t, errors.Join(unix.Fstatfs(int(f.Fd()), &st), unix.Fstat(int(f.Fd()), &here), unix.Stat(filepath.Dir(m.dir), &above)))
-	if here.Dev == above.Dev || st.Type != unix.XFS_SUPER_MAGIC {
-		m.t.Fatalf("%s is not mounted", m.dir)
-	}
-	return f
-}
-
-// shutDown stops the filesystem as an error that it cannot survive does: XFS_IOC_GOINGDOWN of xfs_fs.h, with the log flushed.
-func (m *mounted) shutDown() {
-	m.t.Helper()
-	const goingDown, logFlush = 0x8004587d, 1
-	root := m.root()
-	defer root.Close()
-	must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), goingDown, logFlush))
-}
-
-// freeze makes every write to the filesystem hang until the returned function is called: FIFREEZE and FITHAW of linux/fs.h.
-func (m *mounted) freeze() (thaw func()) {
-	m.t.Helper()
-	const freeze, thawAgain = 0xc0045877, 0xc0045878
-	root := m.root()
-	must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), freeze, 0))
-	return func() {
-		defer root.Close()
-		must(m.t, unix.IoctlSetPointerInt(int(root.Fd()), thawAgain, 0))
-	}
-}
-
-func (m *mounted) identity() string { return filepath.Join(m.dir, disk.IdentityFile) }
-
-// ready is a disk's Ready condition as "reason: message", "Usable" when it is.
-func ready(d *v1alpha1.Disk) string {
-	c := meta.FindStatusCondition(d.Status.Conditions, v1alpha1.ConditionReady)
-	switch {
-	case c == nil:
-		return ""
-	case c.Status == metav1.ConditionTrue:
-		return c.Reason
-	}
-	return c.Reason + ": " + c.Message
-}
-
-// untilDisk waits until a disk's Ready condition begins so, and returns it.
-func untilDisk(t *testing.T, m *nodetest.Machine, uuid, begins string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
-	defer cancel()
-	last := ""
-	err := m.Store.Disks.Wait(ctx, uuid, func(d *v1alpha1.Disk) (bool, error) {
-		if d != nil {
-			last = ready(d)
-		}
-		return d != nil && strings.HasPrefix(last, begins), nil
-	})
-	if err != nil {
-		t.Fatalf("disk %s is not %s: %v; it is %q", uuid, begins, err, last)
-	}
-	return last
-}
-
-// untilOutcome waits until the node says so of the disk at a path.
-func untilOutcome(t *testing.T, m *nodetest.Machine, path, what string, is func(v1alpha1.NodeDisk) bool) v1alpha1.NodeDisk {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
-	defer cancel()
-	var found v1alpha1.NodeDisk
-	err := m.Store.Nodes.Wait(ctx, m.NodeName, func(n *v1alpha1.StorageNode) (bool, error) {
-		found = v1alpha1.NodeDisk{}
-		if n != nil {
-			if i := slices.IndexFunc(n.Status.Disks, func(d v1alpha1.NodeDisk) bool { return d.Path == path }); i >= 0 {
-				found = n.Status.Disks[i]
-			}
-		}
-		return is(found), nil
-	})
-	if err != nil {
-		t.Fatalf("%s is not %s: %v; it is %+v", path, what, err, found)
-	}
-	return found
-}
-
-func opened(d v1alpha1.NodeDisk) bool { return d.UUID != "" && d.Reason == "" }
-
-func says(t *testing.T, message string, words ...string) {
-	t.Helper()
-	for _, w := range words {
-		if !strings.Contains(message, w) {
-			t.Errorf("message %q does not say %q", message, w)
-		}
-	}
-}
-
-// startTwo runs an agent on two disks: one that has trouble, and one that must not suffer from it.
-func startTwo(t *testing.T) (m *nodetest.Machine, troubled *mounted, uuid, other string) {
-	t.Helper()
-	troubled = plug(t)
-	m = nodetest.New(t, embeddedtest.MustStart(t), nodetest.NodeName)
-	m.Paths = []string{troubled.dir, filepath.Join(disktest.MustFilesystem(t, "xfs", 512<<20), "disk")}
-	m.Start()
-	t.Cleanup(m.Stop)
-	uuid = untilOutcome(t, m, m.Paths[0], "open", opened).UUID
-	other = untilOutcome(t, m, m.Paths[1], "open", opened).UUID
-	return m, troubled, uuid, other
-}
 
 // Each thing that can happen to a disk has its own condition with a remedy; it harms no image on another disk, nothing is fetched again,
 // nothing is removed, and when the remedy is applied the disk is used again by itself.
@@ -279,13 +131,6 @@ func TestTroubleWithADiskIsItsOwn(t *testing.T) {
 				t.Errorf("the source gave %d bytes: the copy was fetched again", n)
 			}
 		})
-	}
-}
-
-func chattr(t *testing.T, flag, dir string) {
-	t.Helper()
-	if out, err := exec.Command("chattr", flag, dir).CombinedOutput(); err != nil {
-		t.Fatalf("chattr %s %s: %v\n%s", flag, dir, err, out)
 	}
 }
 
@@ -463,129 +308,6 @@ func TestOrphansAreListed(t *testing.T) {
 	}
 	if _, err := os.Stat(lost); err != nil {
 		t.Errorf("a volume without an object was touched: %v", err)
-	}
-}
-
-// pair is two nodes on one API: n1 with the image controller, n2 with an agent that sees only its own.
-func pair(t *testing.T, paths ...string) (one, two *nodetest.Machine) {
-	t.Helper()
-	api := embeddedtest.MustStart(t)
-	one, two = nodetest.New(t, api, "n1"), nodetest.New(t, api, "n2")
-	two.AgentOnly = true
-	one.Paths = paths
-	one.Start()
-	t.Cleanup(one.Stop)
-	two.Start()
-	t.Cleanup(two.Stop)
-	return one, two
-}
-
-func TestADiskThatIsMovedBringsItsCopiesAndVolumes(t *testing.T) {
-	disktest.NeedRoot(t)
-	for _, test := range []struct {
-		name  string
-		leave func(one *nodetest.Machine, d *mounted) // how the disk leaves its node
-	}{
-		{"from a node that noticed that it is gone", func(one *nodetest.Machine, d *mounted) { d.unmount() }},
-		{"from a node that is silent", func(one *nodetest.Machine, d *mounted) { one.Stop(); d.unmount() }},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			d := plug(t)
-			one, two := pair(t, d.dir)
-			uuid := untilOutcome(t, one, d.dir, "open", opened).UUID
-			w := nodetest.NewWeb(t, 2<<20)
-			image := one.CreateImage("moving", w.URL, "", 1)
-			one.UntilReady("moving", "1/1")
-			_, err := one.Store.Volumes.Create(context.Background(), &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "along"}, Spec: v1alpha1.VolumeSpec{Name: "along", CapacityBytes: 1 << 20, DiskUUID: uuid, NodeName: "n1"}})
-			must(t, err)
-			_, err = one.Store.Snapshots.Create(context.Background(), &v1alpha1.Snapshot{ObjectMeta: metav1.ObjectMeta{Name: "along"}, Spec: v1alpha1.SnapshotSpec{Name: "along", Volume: "along", Type: v1alpha1.SnapshotSnap, DiskUUID: uuid, NodeName: "n1"}})
-			must(t, err)
-			test.leave(one, d)
-			there := t.TempDir()
-			d.mount(there)
-			wishDisks(t, two, v1alpha1.DiskWish{Path: there})
-			if got := untilOutcome(t, two, there, "open", opened).UUID; got != uuid {
-				t.Fatalf("it is disk %s there, it was %s", got, uuid)
-			}
-			untilDisk(t, two, uuid, "Usable")
-			if object, _ := two.Store.Disks.Get(uuid); object.Spec.NodeName != "n2" || object.Spec.Path != there {
-				t.Errorf("the disk is %+v", object.Spec)
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
-			defer cancel()
-			must(t, two.Store.Copies.Wait(ctx, v1alpha1.CopyName(string(image.UID), uuid), func(c *v1alpha1.BackingImageCopy) (bool, error) {
-				return c != nil && c.Spec.NodeName == "n2" && c.Status.State == v1alpha1.CopyReady, nil
-			}))
-			must(t, two.Store.Volumes.Wait(ctx, "along", func(v *v1alpha1.Volume) (bool, error) { return v != nil && v.Spec.NodeName == "n2", nil }))
-			must(t, two.Store.Snapshots.Wait(ctx, "along", func(s *v1alpha1.Snapshot) (bool, error) { return s != nil && s.Spec.NodeName == "n2", nil }))
-			time.Sleep(5 * nodetest.Heartbeat) // in which whoever thinks it its own could spoil it
-			if left, _ := os.ReadDir(d.dir); len(left) > 0 {
-				t.Errorf("a new disk was made where the moved one was: %v", left)
-			}
-			if got, err := os.ReadFile(filepath.Join(disk.Layout(there).Image(string(image.UID)), disk.ImageFile)); err != nil || !bytes.Equal(got, w.Content) {
-				t.Errorf("the copy has %d bytes (%v)", len(got), err)
-			}
-			if n := w.Served.Load(); n != 2<<20 {
-				t.Errorf("the source gave %d bytes: the copy was fetched again", n)
-			}
-			two.Stop()
-			must(t, unix.Unmount(there, unix.MNT_DETACH))
-			d.mount(d.dir) // for the clean-up
-		})
-	}
-}
-
-// An agent that was silent, and whose disk was taken over meanwhile, stands down; when the other does not have the disk after all, the disk
-// is its own again.
-func TestAnAgentStandsDownFromADiskThatIsAnothersNow(t *testing.T) {
-	disktest.NeedRoot(t)
-	d := plug(t)
-	one, two := pair(t, d.dir)
-	uuid := untilOutcome(t, one, d.dir, "open", opened).UUID
-	w := nodetest.NewWeb(t, 2<<20)
-	image := one.CreateImage("stays", w.URL, "", 1)
-	one.UntilReady("stays", "1/1")
-	before, _ := one.Set.Get(uuid)
-	_, err := two.Store.Disks.Modify(context.Background(), uuid, func(d *v1alpha1.Disk) { d.Spec.NodeName = two.NodeName })
-	must(t, err)
-	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
-	defer cancel()
-	must(t, one.Store.Disks.Wait(ctx, uuid, func(*v1alpha1.Disk) (bool, error) {
-		now, open := one.Set.Get(uuid)
-		object, _ := one.Store.Disks.Get(uuid)
-		return open && now != before && object.Spec.NodeName == one.NodeName && ready(object) == "Usable", nil
-	}))
-	if got, err := os.ReadFile(filepath.Join(disk.Layout(d.dir).Image(string(image.UID)), disk.ImageFile)); err != nil || !bytes.Equal(got, w.Content) {
-		t.Errorf("the copy has %d bytes (%v)", len(got), err)
-	}
-}
-
-func TestTwoDisksWithOneUUIDOnTwoNodes(t *testing.T) {
-	disktest.NeedRoot(t)
-	d, copied := plug(t), plug(t)
-	one, two := pair(t, d.dir)
-	two.Stop()
-	two.TakeOverAfter = nodetest.Wait // however slow the machine is, n1 is not silent
-	two.Start()
-	uuid := untilOutcome(t, one, d.dir, "open", opened).UUID
-	text, err := os.ReadFile(d.identity())
-	must(t, err)
-	must(t, os.WriteFile(copied.identity(), text, 0o600))
-	wishDisks(t, two, v1alpha1.DiskWish{Path: copied.dir})
-	o := untilOutcome(t, two, copied.dir, "refused", func(o v1alpha1.NodeDisk) bool { return o.Reason == v1alpha1.DiskTwin })
-	says(t, o.Message, uuid, d.dir+" (on node n1)", copied.dir+" (on node n2)")
-	time.Sleep(5 * nodetest.Heartbeat) // in which it is tried again
-	untilDisk(t, one, uuid, "Usable")
-	if object, _ := one.Store.Disks.Get(uuid); object.Spec.NodeName != "n1" || object.Spec.Path != d.dir {
-		t.Errorf("the disk is %+v", object.Spec)
-	}
-	if left, _ := os.ReadDir(copied.dir); len(left) != 1 {
-		t.Errorf("the second was written to: %v", left)
-	}
-	var identity struct{ UUID string }
-	must(t, json.Unmarshal(text, &identity))
-	if identity.UUID != uuid {
-		t.Errorf("identity says %s", identity.UUID)
 	}
 }
 

@@ -56,6 +56,10 @@ func (a *Agent) planSource(ctx context.Context, c *v1alpha1.BackingImageCopy, d 
 		run, err := a.receive(c, d, image)
 		return run, "", err
 	}
+	if image.Spec.SourceType == v1alpha1.SourceRestore {
+		run, err := a.restore(c, d, image)
+		return run, "", err
+	}
 	if waits := a.waitsForSecret(ctx, image); waits != "" {
 		return nil, waits, nil
 	}
@@ -66,21 +70,25 @@ func (a *Agent) planSource(ctx context.Context, c *v1alpha1.BackingImageCopy, d 
 func (a *Agent) fetchFrom(c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage, open func(context.Context) (source.Source, error)) attempt {
 	job := fetch.Job{
 		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID, Checksum: image.Spec.Checksum,
-		Unpublished:   image.Spec.SourceType == v1alpha1.SourceUpload,
-		ContentDigest: image.Status.ContentDigest, Limits: a.options.Limits, Clock: a.options.Clock,
+		Unpublished: image.Spec.SourceType == v1alpha1.SourceUpload, ContentDigest: image.Status.ContentDigest,
 	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
 		from, err := open(ctx)
 		if err != nil {
 			return fetch.Result{}, err
 		}
-		job.Source, job.ArchiveFolder = from, archiveFolder(from)
-		result, err := fetch.Run(ctx, job, report)
-		if err == nil {
-			a.options.Metrics.sourceBytes.Add(float64(result.SourceBytes))
-		}
-		return result, err
+		return a.run(ctx, job, from, report)
 	}
+}
+
+// run brings the bytes that a source gives.
+func (a *Agent) run(ctx context.Context, job fetch.Job, from source.Source, report func(fetch.Progress)) (fetch.Result, error) {
+	job.Source, job.ArchiveFolder, job.Limits, job.Clock = from, archiveFolder(from), a.options.Limits, a.options.Clock
+	result, err := fetch.Run(ctx, job, report)
+	if err == nil {
+		a.options.Metrics.sourceBytes.Add(float64(result.SourceBytes))
+	}
+	return result, err
 }
 
 func archiveFolder(from source.Source) string {

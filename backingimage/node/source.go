@@ -12,24 +12,23 @@ import (
 
 // source is where the bytes of an image come from that is fetched from its source. It may ask a registry, for as long as minutes.
 func (a *Agent) source(ctx context.Context, image *v1alpha1.BackingImage) (source.Source, error) {
-	switch image.Spec.SourceType {
-	case v1alpha1.SourceDownload:
-		s, err := a.download(ctx, image.Spec.Parameters())
-		if err != nil {
-			return nil, err
-		}
-		return source.Parallel(s, a.options.Source.Connections), nil
-	case v1alpha1.SourceRestore:
-		if a.options.Restorer == nil {
-			break
-		}
-		return a.options.Restorer(ctx, image.Spec.Parameters())
+	if image.Spec.SourceType != v1alpha1.SourceDownload {
+		return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
 	}
-	return nil, backingimage.Errorf(backingimage.Unsupported, "spec.sourceType: %s is not in this version; delete the image and create it with another", image.Spec.SourceType)
+	return a.download(ctx, image.Spec.Parameters())
 }
 
-// download is the source behind a URL.
+// download is the source behind a URL, asked over several connections.
 func (a *Agent) download(ctx context.Context, parameters map[string]string) (source.Source, error) {
+	s, err := a.behind(ctx, parameters)
+	if err != nil {
+		return nil, err
+	}
+	return source.Parallel(s, a.options.Source.Connections), nil
+}
+
+// behind is the source behind a URL.
+func (a *Agent) behind(ctx context.Context, parameters map[string]string) (source.Source, error) {
 	if err := source.ValidateParameters(parameters); err != nil {
 		return nil, err
 	}
@@ -55,15 +54,13 @@ func (a *Agent) download(ctx context.Context, parameters map[string]string) (sou
 // errors are those of source.Source.
 type Opener func(ctx context.Context, parameters map[string]string, o source.Options) (source.Source, error)
 
-// Restorer makes the source of an image that is in a backup, of the parameters of source type restore; see Opener.
-type Restorer func(ctx context.Context, parameters map[string]string) (source.Source, error)
-
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {
-	if a.options.Credentials == nil || !credential.Kept(image) {
+	ref, kept := credential.Kept(image)
+	if a.options.Credentials == nil || !kept {
 		return ""
 	}
-	if _, err := a.options.Credentials.Get(ctx, credential.ImageRef(image.Name)); backingimage.Is(err, backingimage.NotFound) {
+	if _, err := a.options.Credentials.Get(ctx, ref); backingimage.Is(err, backingimage.NotFound) {
 		return "waits for the provisioner secret of its StorageClass, which comes with the next CreateVolume call"
 	}
 	return ""

@@ -1,4 +1,4 @@
-// Package placement is the arithmetic of room on disks, which copies of images and volumes share: how much of a disk may be
+// Package placement is the arithmetic of room on disks, which copies of images, volumes and snapshots share: how much of a disk may be
 // promised, and how much must stay free. Images' controller and the provisioner decide by it.
 package placement
 
@@ -13,7 +13,7 @@ import (
 
 // Limits of what may be put on a disk, in percent of its capacity.
 type Limits struct {
-	OverProvisioningPercent int64 // may be promised to volumes and images
+	OverProvisioningPercent int64 // may be promised to volumes, snapshots and images
 	MinimalAvailablePercent int64 // must be free for the disk to get anything new
 }
 
@@ -26,7 +26,7 @@ func (l Limits) Promisable(d *v1alpha1.Disk) int64 {
 // first; "" when there is enough. A volume takes of what may be promised, an image of what is free as well.
 func (l Limits) Lacks(d *v1alpha1.Disk, promised, volumeBytes, imageBytes int64) string {
 	capacity, promisable := d.Status.CapacityBytes, l.Promisable(d)
-	if promised+volumeBytes+imageBytes > promisable {
+	if Sum(promised, volumeBytes, imageBytes) > promisable {
 		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken",
 			backingimage.SizeText(promised), backingimage.SizeText(promisable), l.OverProvisioningPercent, backingimage.SizeText(capacity))
 	}
@@ -44,6 +44,17 @@ func andImage(bytes int64) string {
 	return fmt.Sprintf(" after the image's %s", backingimage.SizeText(bytes))
 }
 
+// Sum is the sum of sizes, or the largest number there is where that is more: nobody gets room for asking for more than can be counted.
+func Sum(sizes ...int64) (sum int64) {
+	for _, bytes := range sizes {
+		if bytes > math.MaxInt64-sum {
+			return math.MaxInt64
+		}
+		sum += bytes
+	}
+	return sum
+}
+
 // share is percent of bytes, without overflow.
 func share(bytes, percent int64) int64 {
 	if s := float64(bytes) / 100 * float64(percent); s < math.MaxInt64 {
@@ -57,6 +68,10 @@ func ImageBytes(i *v1alpha1.BackingImage) int64 { return max(i.Status.RealSize, 
 
 // CopyBytes is what a copy takes, as far as that is known yet.
 func CopyBytes(c *v1alpha1.BackingImageCopy) int64 { return max(c.Status.RealSize, c.Status.Size) }
+
+// SnapshotBytes is what a snapshot takes at the most: all of its data, once whatever it shares that with has been written over or is gone. It
+// never grows, unlike a volume, which takes its whole size.
+func SnapshotBytes(s *v1alpha1.Snapshot) int64 { return s.Status.RealBytes }
 
 // HasTags reports whether tags contain every tag of a selector.
 func HasTags(tags, selector []string) bool {

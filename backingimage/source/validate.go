@@ -31,7 +31,7 @@ var kinds = map[v1alpha1.SourceType]struct {
 		[]string{v1alpha1.ParameterBackingImage, v1alpha1.ParameterEncryption, v1alpha1.ParameterSecret, v1alpha1.ParameterSecretNamespace}, validateClone,
 	},
 	v1alpha1.SourceRestore: {
-		[]string{v1alpha1.ParameterBackupURL, v1alpha1.ParameterBackupTargetName, v1alpha1.ParameterConcurrentLimit}, validateRestore,
+		[]string{v1alpha1.ParameterBackupURL, v1alpha1.ParameterBackupTargetName, v1alpha1.ParameterConcurrentLimit, v1alpha1.ParameterRestoreFrom}, validateRestore,
 	},
 }
 
@@ -90,13 +90,19 @@ func validateRestore(p map[string]string) error {
 	if p[v1alpha1.ParameterBackupURL] == "" {
 		return backingimage.Errorf(backingimage.Invalid, "%s is missing: give the URL of the backup", v1alpha1.ParameterBackupURL)
 	}
-	return nil
+	switch from := p[v1alpha1.ParameterRestoreFrom]; from {
+	case "", v1alpha1.RestoreFromBackup, v1alpha1.RestoreFromSource:
+		return nil
+	default:
+		return backingimage.Errorf(backingimage.Invalid, "%s: %q is nothing that an image can be restored from; use %s, or %s for where the image was downloaded from",
+			v1alpha1.ParameterRestoreFrom, from, v1alpha1.RestoreFromBackup, v1alpha1.RestoreFromSource)
+	}
 }
 
 // defaults are the values that say no more than their absence.
 var defaults = map[string]string{
 	v1alpha1.ParameterExportType: ExportRaw, v1alpha1.ParameterEncryption: encryptionIgnore,
-	v1alpha1.ParameterSecretNamespace: "default",
+	v1alpha1.ParameterSecretNamespace: "default", v1alpha1.ParameterRestoreFrom: v1alpha1.RestoreFromBackup,
 }
 
 // Canonical returns source parameters in the one form in which two can be compared: without empty values, without values

@@ -178,46 +178,34 @@ func (k *Kind[T]) Delete(ctx context.Context, name string) error {
 // Modify changes an object's metadata or spec. change may be called several times; when it changes nothing, nothing is
 // written. NotFound.
 func (k *Kind[T]) Modify(ctx context.Context, name string, change func(T)) (T, error) {
-	return k.modify(ctx, name, change, k.client.Update)
+	return k.modify(ctx, name, change, k.client.Update, false)
 }
 
 // ModifyStatus changes an object's status; see Modify.
 func (k *Kind[T]) ModifyStatus(ctx context.Context, name string, change func(T)) (T, error) {
-	return k.modify(ctx, name, change, k.client.UpdateStatus)
+	return k.modify(ctx, name, change, k.client.UpdateStatus, false)
 }
 
 // ModifyLiveStatus is ModifyStatus for a caller whose next step relies on it: that nothing has to be written is decided by
-// the API server's object and not by a cached one, which may be behind.
+// the API server, which refuses a write from a cache that is behind.
 func (k *Kind[T]) ModifyLiveStatus(ctx context.Context, name string, change func(T)) (T, error) {
-	obj, err := k.Live(ctx, name)
-	if err != nil {
-		return obj, err
-	}
-	return k.modifyFrom(ctx, obj, change, k.client.UpdateStatus)
+	return k.modify(ctx, name, change, k.client.UpdateStatus, true)
 }
 
 // modify begins with the cached object, so that the usual write costs one request, and goes on with the live one
-// when that turns out to be stale.
-func (k *Kind[T]) modify(ctx context.Context, name string, change func(T), write update[T]) (T, error) {
+// when that turns out to be stale. always: the cached object is written even if nothing changes.
+func (k *Kind[T]) modify(ctx context.Context, name string, change func(T), write update[T], always bool) (T, error) {
 	obj, cached := k.Get(name)
-	if !cached {
-		var err error
-		if obj, err = k.Live(ctx, name); err != nil {
-			return obj, err
-		}
-	}
-	return k.modifyFrom(ctx, obj, change, write)
-}
-
-// update is a client's Update or UpdateStatus.
-type update[T Object] func(context.Context, T, metav1.UpdateOptions) (T, error)
-
-func (k *Kind[T]) modifyFrom(ctx context.Context, obj T, change func(T), write update[T]) (T, error) {
-	name := obj.GetName()
 	for {
+		if !cached {
+			var err error
+			if obj, err = k.Live(ctx, name); err != nil {
+				return obj, err
+			}
+		}
 		changed := obj.DeepCopyObject().(T)
 		change(changed)
-		if apiequality.Semantic.DeepEqual(obj, changed) {
+		if !(cached && always) && apiequality.Semantic.DeepEqual(obj, changed) {
 			return obj, nil
 		}
 		written, err := write(ctx, changed, metav1.UpdateOptions{})
@@ -227,11 +215,12 @@ func (k *Kind[T]) modifyFrom(ctx context.Context, obj T, change func(T), write u
 		if !apierrors.IsConflict(err) {
 			return obj, Classify("update", k.name, name, err)
 		}
-		if obj, err = k.Live(ctx, name); err != nil {
-			return obj, err
-		}
+		cached = false
 	}
 }
+
+// update is a client's Update or UpdateStatus.
+type update[T Object] func(context.Context, T, metav1.UpdateOptions) (T, error)
 
 // Wait returns when until says that it is done or fails. until sees the object as the cache has it, and none (nil)
 // while it does not exist; it is called at once and after every change. ctx's end is ctx's error.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 
 	"k8s.io/klog/v2"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
 )
 
 // Why a caller is refused: labels of a metric, and of the log. The caller is told one sentence for all of them.
@@ -94,7 +96,7 @@ func refuse(w http.ResponseWriter, reason string) {
 
 // byToken admits who has a token of the image.
 func (s *Server) byToken(r *http.Request) (call, string) {
-	image, reason := s.admit(r.Context(), r.PathValue("uid"), bearer(r))
+	image, reason := opened(r, s, s.store.Images, func(i *v1alpha1.BackingImage) []v1alpha1.AccessToken { return i.Spec.AccessTokens })
 	return call{image: image}, reason
 }
 
@@ -106,42 +108,52 @@ func bearer(r *http.Request) Token {
 	return Token(strings.TrimSpace(token))
 }
 
-// admit returns the image that a token opens, or why it opens none. What the cache does not know yet may have been written
-// just now: the API server is asked, but for strangers only so often.
-func (s *Server) admit(ctx context.Context, uid string, t Token) (*v1alpha1.BackingImage, string) {
-	if t == "" {
-		return nil, noToken
+// opened is the object that the path names and the token opens; nil, and why the token opens none.
+func opened[T store.Object](r *http.Request, s *Server, kind *store.Kind[T], tokens func(T) []v1alpha1.AccessToken) (none T, reason string) {
+	token := bearer(r)
+	if token == "" {
+		return none, noToken
 	}
-	if !uidPattern.MatchString(uid) {
-		return nil, wrongToken
+	reason = wrongToken
+	found, asked := lookUp(r.Context(), s, kind, r.PathValue("uid"), func(obj T) bool {
+		known, expired := opens(token, tokens(obj), s.options.Clock.Now())
+		if expired {
+			reason = expiredToken
+		}
+		return known && !expired
+	})
+	if asked == notAsked {
+		reason = notAsked
 	}
-	if image, _ := s.judge(s.store.Images.List(), uid, t); image != nil {
-		return image, ""
-	}
-	if !s.asking.TryAccept() {
-		return nil, notAsked
-	}
-	live, err := s.store.Images.LiveList(ctx)
-	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up an image")
-		return nil, notAsked
-	}
-	return s.judge(live, uid, t)
+	return found, reason
 }
 
-// judge finds the image among all and compares the token with its own.
-func (s *Server) judge(all []*v1alpha1.BackingImage, uid string, t Token) (*v1alpha1.BackingImage, string) {
-	for _, i := range all {
-		if string(i.UID) != uid {
-			continue
-		}
-		found, expired := opens(t, i.Spec.AccessTokens, s.options.Clock.Now())
-		switch {
-		case found && expired:
-			return nil, expiredToken
-		case found && i.DeletionTimestamp == nil:
-			return i, ""
-		}
+// lookUp finds the object with a UID that is not being deleted and for which good holds; nil, and why, when there is none. What the cache does
+// not know yet may have been written just now: the API server is asked, but not by everyone at any time.
+func lookUp[T store.Object](ctx context.Context, s *Server, kind *store.Kind[T], uid string, good func(T) bool) (none T, reason string) {
+	is := func(obj T) bool { return string(obj.GetUID()) == uid && obj.GetDeletionTimestamp() == nil && good(obj) }
+	if !uidPattern.MatchString(uid) {
+		return none, noImage
 	}
-	return nil, wrongToken
+	known := kind.List()
+	if i := slices.IndexFunc(known, is); i >= 0 {
+		return known[i], ""
+	}
+	if !s.asking.TryAccept() {
+		return none, notAsked
+	}
+	live, err := kind.LiveList(ctx)
+	if err != nil {
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up what a request is about")
+		}
+		return none, notAsked
+	}
+	if i := slices.IndexFunc(live, is); i >= 0 {
+		return live[i], ""
+	}
+	return none, noImage
 }
+
+// whichever is good for lookUp when no more is asked of an object than its UID.
+func whichever[T store.Object](T) bool { return true }

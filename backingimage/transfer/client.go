@@ -19,11 +19,12 @@ import (
 
 // Client speaks to one agent about one image or snapshot.
 type Client struct {
-	address string
-	kind    string // images or snapshots
-	uid     string
-	token   Token // "" of a peer, which shows its certificate instead
-	http    *http.Client
+	address       string
+	publicKeyHash string // of the agent's key; "" of a peer's client
+	kind          string // images or snapshots
+	uid           string
+	token         Token // "" of a peer, which shows its certificate instead
+	http          *http.Client
 }
 
 // dialTimeout bounds a connection's beginning, and how long an answer may take once all is sent.
@@ -35,7 +36,9 @@ const (
 // NewClient makes a client of the agent at an address (host:port) whose public key has the hash, for the image with a UID.
 // It does not connect.
 func NewClient(address, publicKeyHash, uid string, t Token) *Client {
-	return newClient(address, images, uid, t, pinnedConfig(publicKeyHash))
+	c := newClient(address, images, uid, t, pinnedConfig(publicKeyHash))
+	c.publicKeyHash = publicKeyHash
+	return c
 }
 
 // What a server has contents of, in its paths.
@@ -106,30 +109,6 @@ func (c *Client) refused(resp *http.Response) error {
 		message = http.StatusText(resp.StatusCode)
 	}
 	return backingimage.Errorf(kindOfStatus(resp.StatusCode), "agent at %s: %s", c.address, message)
-}
-
-// kindOfStatus is the inverse of httpStatus.
-func kindOfStatus(status int) backingimage.Kind {
-	switch status {
-	case http.StatusBadRequest:
-		return backingimage.Invalid
-	case http.StatusUnauthorized, http.StatusGone:
-		return backingimage.Precondition
-	case http.StatusNotFound:
-		return backingimage.NotFound
-	case http.StatusConflict:
-		return backingimage.Conflict
-	case http.StatusRequestEntityTooLarge:
-		return backingimage.OutOfRange
-	case http.StatusLocked:
-		return backingimage.Busy
-	case http.StatusInsufficientStorage:
-		return backingimage.Full
-	}
-	if status >= 500 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout {
-		return backingimage.NotReady
-	}
-	return backingimage.Internal
 }
 
 // Upload is how far an upload is on its server.

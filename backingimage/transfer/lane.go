@@ -74,9 +74,10 @@ type gift struct {
 	at   time.Time
 }
 
-// givenTime is how long a chunk that went to one peer is not given to another that has a choice: about what it takes for
-// others to learn that it has it.
-const givenTime = time.Second
+// givenTime is how long a chunk that went to one peer is not given to another that has a choice: somewhat more than it takes
+// until it has arrived and the others, who ask each other once a second, have learned of it. With less, sixteen receivers
+// take half of an image twice from whoever gives it first, and that is what they wait for.
+const givenTime = 3 * time.Second
 
 func newGiven(c clock.PassiveClock) *given { return &given{clock: c, to: map[chunkOf]gift{}} }
 

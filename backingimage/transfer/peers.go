@@ -18,8 +18,16 @@ func (s *Server) byEither(r *http.Request) (call, string) {
 	return s.byKey(r)
 }
 
-// byKey admits a peer: a client whose certificate has a key that is in the status of a StorageNode. It may read every image.
+// byKey admits a peer to an image. It may read every one.
 func (s *Server) byKey(r *http.Request) (call, string) {
+	return s.peerCall(r, func(ctx context.Context, uid string) (c call, reason string) {
+		c.image, reason = lookUp(ctx, s, s.store.Images, uid, whichever[*v1alpha1.BackingImage])
+		return c, reason
+	})
+}
+
+// peerCall is the call of a peer, a client whose certificate has a key that is in the status of a StorageNode, about what find finds.
+func (s *Server) peerCall(r *http.Request, find func(ctx context.Context, uid string) (call, string)) (call, string) {
 	hash := shown(r)
 	if hash == "" {
 		return call{}, noPeer
@@ -28,8 +36,9 @@ func (s *Server) byKey(r *http.Request) (call, string) {
 	if name == "" {
 		return call{}, reason
 	}
-	image, reason := s.imageWith(r.Context(), r.PathValue("uid"))
-	return call{image: image, peer: name}, reason
+	c, reason := find(r.Context(), r.PathValue("uid"))
+	c.peer = name
+	return c, reason
 }
 
 // shown is the hash of the key that the client has proven to have; "" when it has shown none.
@@ -52,7 +61,9 @@ func (s *Server) nodeWith(ctx context.Context, hash string) (name, reason string
 	}
 	live, err := s.store.FreshNodes(ctx)
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		if ctx.Err() == nil { // else whoever asked has gone
+			klog.FromContext(ctx).Error(err, "Cannot look up a peer")
+		}
 		return "", notAsked
 	}
 	return withKey(live, hash), unknownKey
@@ -65,34 +76,6 @@ func withKey(nodes []*v1alpha1.StorageNode, hash string) string {
 		}
 	}
 	return ""
-}
-
-// imageWith is the image with a UID that is not being deleted.
-func (s *Server) imageWith(ctx context.Context, uid string) (*v1alpha1.BackingImage, string) {
-	if !uidPattern.MatchString(uid) {
-		return nil, noImage
-	}
-	if i := withUID(s.store.Images.List(), uid); i != nil {
-		return i, ""
-	}
-	if !s.asking.TryAccept() {
-		return nil, notAsked
-	}
-	live, err := s.store.Images.LiveList(ctx)
-	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up an image")
-		return nil, notAsked
-	}
-	return withUID(live, uid), noImage
-}
-
-func withUID(images []*v1alpha1.BackingImage, uid string) *v1alpha1.BackingImage {
-	for _, i := range images {
-		if string(i.UID) == uid && i.DeletionTimestamp == nil {
-			return i
-		}
-	}
-	return nil
 }
 
 // serveRecord answers with what the copy is, in the form of its copy.json.

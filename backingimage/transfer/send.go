@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"plinth.dev/plinth/backingimage"
@@ -111,11 +112,9 @@ func (s *Sending) try(ctx context.Context) error {
 	if up.Offset >= up.Bytes {
 		return nil
 	}
-	if _, err := s.File.Seek(up.Offset, io.SeekStart); err != nil {
-		return err
-	}
 	s.sent = up.Offset
-	return s.append(ctx, client, s.before.Size()-up.Offset, s.unchanged)
+	left := s.before.Size() - up.Offset
+	return s.append(ctx, client, io.NewSectionReader(s.File, up.Offset, left), left, s.unchanged)
 }
 
 // find asks how far the upload is, and begins it where there is none.
@@ -136,18 +135,18 @@ func (s *Sending) find(ctx context.Context, bytes int64, fingerprint string) (*C
 	return client, up, err
 }
 
-// append sends bytes of the file, from where it stands. An error of the file comes before that of the connection.
-func (s *Sending) append(ctx context.Context, client *Client, bytes int64, check func() error) error {
+// append sends bytes from a reader of the file. An error of the file comes before that of the connection.
+func (s *Sending) append(ctx context.Context, client *Client, from io.Reader, bytes int64, check func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	body := &sendingBody{sending: s, left: bytes, check: check, began: time.Now()}
+	body := &sendingBody{sending: s, from: from, left: bytes, check: check, began: time.Now()}
 	body.dog = time.AfterFunc(stall, func() {
 		cancel(backingimage.Errorf(backingimage.NotReady, "the agent took nothing for %s", stall))
 	})
 	defer body.dog.Stop()
 	err := client.Append(ctx, s.sent, bytes, io.NopCloser(body))
-	if body.failed != nil {
-		return body.failed
+	if failed := body.end(); failed != nil {
+		return failed
 	}
 	if err != nil && errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
 		return context.Cause(ctx)
@@ -167,15 +166,20 @@ func (s *Sending) unchanged() error {
 	return nil
 }
 
-// sendingBody is what a request takes of the file.
+// sendingBody is what a request takes of the file. The library may still read from it when the agent has answered, while the next try has
+// begun: such a read changes nothing.
 type sendingBody struct {
 	sending *Sending
+	from    io.Reader
 	left    int64 // -1: until the file ends
 	check   func() error
 	dog     *time.Timer
 	began   time.Time
 	count   int64
-	failed  error // of the file
+
+	mu     sync.Mutex // guards these, and what Sending knows of its progress
+	ended  bool
+	failed error // of the file
 }
 
 // burst is what is sent at once where a rate is bounded.
@@ -189,23 +193,35 @@ func (b *sendingBody) Read(p []byte) (int, error) {
 		due := b.began.Add(time.Duration(float64(b.count) / float64(limit) * float64(time.Second)))
 		time.Sleep(time.Until(due))
 	}
-	b.dog.Reset(stall)
-	n, err := b.sending.File.Read(p)
+	n, err := b.from.Read(p)
 	b.count += int64(n)
-	b.sending.sent += int64(n)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return 0, io.ErrClosedPipe
+	}
+	b.dog.Reset(stall)
 	if b.left >= 0 && b.count >= b.left || err != nil {
-		if cerr := b.check(); cerr != nil {
-			b.failed = cerr
-			return 0, cerr
+		if b.failed = b.check(); b.failed != nil {
+			return 0, b.failed
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		b.failed = fmt.Errorf("read %s: %w", b.sending.File.Name(), err)
 		return n, b.failed
 	}
+	b.sending.sent += int64(n)
 	b.sending.last = time.Now()
 	b.sending.say(nil)
 	return n, err
+}
+
+// end is called when the request was answered, or failed. It returns what was wrong with the file.
+func (b *sendingBody) end() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
+	return b.failed
 }
 
 // fingerprintBytes is how much of a file's beginning and end tell it from another.
@@ -222,33 +238,4 @@ func fingerprint(f io.ReaderAt, bytes int64) (string, error) {
 		text += "-" + hex.EncodeToString(h.Sum(nil))
 	}
 	return text, nil
-}
-
-// SendStream uploads what File gives until it ends: a pipe, which can be read once. After an error it cannot go on.
-func (s *Sending) SendStream(ctx context.Context) error {
-	var client *Client
-	err := s.persist(ctx, func(ctx context.Context) (err error) {
-		var up Upload
-		client, up, err = s.find(ctx, -1, string(NewToken()))
-		if err == nil && up.Offset > 0 {
-			client.Close()
-			err = backingimage.Errorf(backingimage.Conflict, "an upload of this image has begun; what comes from a pipe cannot continue it: delete the image, or give the file")
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	if err := s.append(ctx, client, -1, func() error { return nil }); err != nil {
-		return fmt.Errorf("%w; what came from a pipe cannot be sent again: delete the image, and start anew", err)
-	}
-	return s.persist(ctx, func(ctx context.Context) error {
-		client, err := s.Dial(ctx)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		return client.Declare(ctx, s.sent)
-	})
 }

@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
-	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
 	"plinth.dev/plinth/backingimage/fetch"
 	"plinth.dev/plinth/backingimage/store"
@@ -33,8 +33,10 @@ type Options struct {
 	Shares *fetch.Shares
 	// Snapshots of this node, for others; nil when there are none.
 	Snapshots Snapshots
-	Clock     clock.Clock
-	Metrics   *Metrics // may be nil
+	// LocalDir is where the server has a socket without TLS as well, see there; "" for none.
+	LocalDir string
+	Clock    clock.Clock
+	Metrics  *Metrics // may be nil
 }
 
 func (o Options) withDefaults() Options {
@@ -75,6 +77,9 @@ const (
 	writeTimeout  = time.Minute      // for one piece of an answer
 )
 
+// restTime is for how long the rest of a request may come that has been answered. Replaced in tests.
+var restTime = 10 * time.Second
+
 // NewServer makes the server of an agent, on a listener that it closes in the end. It starts nothing.
 func NewServer(l net.Listener, id *Identity, s *store.Store, disks *disk.Set, u *Uploads, o Options) (*Server, error) {
 	srv := &Server{listener: l, identity: id, store: s, disks: disks, uploads: u, options: o.withDefaults()}
@@ -106,22 +111,53 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("Serving peers", "address", s.listener.Addr(), "publicKeyHash", s.identity.PublicKeyHash())
-	limited := netutil.LimitListener(s.listener, connections*s.options.MaxRequests)
 	server := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
 		ErrorLog:    log.New(io.Discard, "", 0), // broken handshakes are the caller's affair
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	context.AfterFunc(ctx, func() { server.Close() })
-	if err := server.Serve(tls.NewListener(limited, s.identity.serverConfig())); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve peers on %s: %w", s.listener.Addr(), err)
+	var group errgroup.Group
+	if local := s.local(ctx); local != nil {
+		group.Go(func() error { return s.serve(server, local) })
+	}
+	group.Go(func() error {
+		return s.serve(server, tls.NewListener(s.bounded(s.listener), s.identity.serverConfig()))
+	})
+	return group.Wait()
+}
+
+// local takes the local socket. Without one, all come over the network.
+func (s *Server) local(ctx context.Context) net.Listener {
+	if s.options.LocalDir == "" {
+		return nil
+	}
+	l, err := listenLocal(s.options.LocalDir, s.identity.PublicKeyHash())
+	if err != nil {
+		klog.FromContext(ctx).Info("Programs on this machine come over TLS", "reason", err.Error())
+		return nil
+	}
+	return s.bounded(l)
+}
+
+func (s *Server) bounded(l net.Listener) net.Listener {
+	return netutil.LimitListener(l, connections*s.options.MaxRequests)
+}
+
+// serve serves a listener; when that fails, the other one ends as well.
+func (s *Server) serve(server *http.Server, l net.Listener) error {
+	defer server.Close()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve peers on %s: %w", l.Addr(), err)
 	}
 	return nil
 }
 
-// limited bounds the requests at work.
+// limited bounds the requests at work, and how long a caller may keep a connection by not sending what its request should still have: the
+// library waits for that.
 func (s *Server) limited(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restTime)) }() // a connection that cannot have one has its own
 		select {
 		case s.places <- struct{}{}:
 			defer func() { <-s.places }()
@@ -161,27 +197,4 @@ func (c *counted) Write(p []byte) (int, error) {
 
 func (s *Server) count(route string, c *counted) {
 	s.options.Metrics.requests.WithLabelValues(route, strconv.Itoa(max(c.status, http.StatusOK))).Inc()
-}
-
-// httpStatus is the table from Kinds to status codes.
-func httpStatus(err error) int {
-	switch backingimage.KindOf(err) {
-	case backingimage.Invalid:
-		return http.StatusBadRequest
-	case backingimage.OutOfRange:
-		return http.StatusRequestEntityTooLarge
-	case backingimage.NotFound:
-		return http.StatusNotFound
-	case backingimage.Conflict, backingimage.InUse:
-		return http.StatusConflict
-	case backingimage.Precondition:
-		return http.StatusGone
-	case backingimage.Full:
-		return http.StatusInsufficientStorage
-	case backingimage.Busy:
-		return http.StatusLocked
-	case backingimage.NotReady:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
 }

@@ -11,8 +11,6 @@ import (
 	"net/url"
 	"strconv"
 
-	"k8s.io/klog/v2"
-
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/fetch"
@@ -33,16 +31,10 @@ type Extent struct{ Offset, Bytes int64 }
 
 // snapshotByKey admits a peer. It may read every snapshot, as it may every image.
 func (s *Server) snapshotByKey(r *http.Request) (call, string) {
-	hash := shown(r)
-	if hash == "" {
-		return call{}, noPeer
-	}
-	name, reason := s.nodeWith(r.Context(), hash)
-	if name == "" {
-		return call{}, reason
-	}
-	snapshot, reason := s.snapshotWith(r.Context(), r.PathValue("uid"))
-	return call{snapshot: snapshot, peer: name}, reason
+	return s.peerCall(r, func(ctx context.Context, uid string) (c call, reason string) {
+		c.snapshot, reason = s.snapshotWith(ctx, uid)
+		return c, reason
+	})
 }
 
 // snapshotByEither admits a peer, and who has a token of the snapshot. Who shows a certificate is judged by that.
@@ -50,65 +42,13 @@ func (s *Server) snapshotByEither(r *http.Request) (call, string) {
 	if shown(r) != "" {
 		return s.snapshotByKey(r)
 	}
-	token := bearer(r)
-	if token == "" {
-		return call{}, noToken
-	}
-	if cached := s.cachedSnapshot(r.PathValue("uid")); cached != nil {
-		if found, expired := opens(token, cached.Spec.AccessTokens, s.options.Clock.Now()); found && !expired {
-			return call{snapshot: cached}, ""
-		}
-	}
-	live, reason := s.liveSnapshot(r.Context(), r.PathValue("uid")) // the token was written just now
-	if live == nil {
-		if reason == noImage {
-			reason = wrongToken
-		}
-		return call{}, reason
-	}
-	switch found, expired := opens(token, live.Spec.AccessTokens, s.options.Clock.Now()); {
-	case !found:
-		return call{}, wrongToken
-	case expired:
-		return call{}, expiredToken
-	}
-	return call{snapshot: live}, ""
+	snapshot, reason := opened(r, s, s.store.Snapshots, func(s *v1alpha1.Snapshot) []v1alpha1.AccessToken { return s.Spec.AccessTokens })
+	return call{snapshot: snapshot}, reason
 }
 
 // snapshotWith is the snapshot of this node with a UID.
 func (s *Server) snapshotWith(ctx context.Context, uid string) (*v1alpha1.Snapshot, string) {
-	if cached := s.cachedSnapshot(uid); cached != nil {
-		return cached, ""
-	}
-	return s.liveSnapshot(ctx, uid)
-}
-
-func (s *Server) cachedSnapshot(uid string) *v1alpha1.Snapshot {
-	return snapshotOf(s.store.Snapshots.List(), uid)
-}
-
-func (s *Server) liveSnapshot(ctx context.Context, uid string) (*v1alpha1.Snapshot, string) {
-	if !uidPattern.MatchString(uid) {
-		return nil, noImage
-	}
-	if !s.asking.TryAccept() {
-		return nil, notAsked
-	}
-	live, err := s.store.Snapshots.LiveList(ctx)
-	if err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot look up a snapshot")
-		return nil, notAsked
-	}
-	return snapshotOf(live, uid), noImage
-}
-
-func snapshotOf(list []*v1alpha1.Snapshot, uid string) *v1alpha1.Snapshot {
-	for _, s := range list {
-		if string(s.UID) == uid && s.DeletionTimestamp == nil {
-			return s
-		}
-	}
-	return nil
+	return lookUp(ctx, s, s.store.Snapshots, uid, whichever[*v1alpha1.Snapshot])
 }
 
 // sizeHeader of an answer with extents is the size of the content.

@@ -114,7 +114,11 @@ func (a *access) dial(ctx context.Context, name string) (*transfer.Client, error
 	if node.Status.Address == "" || node.Status.PublicKeyHash == "" {
 		return nil, backingimage.Errorf(backingimage.NotReady, "node %s has told no address yet", name)
 	}
-	return transfer.NewClient(cmp.Or(a.via, node.Status.Address), node.Status.PublicKeyHash, string(a.uid), a.token), nil
+	client := transfer.NewClient(cmp.Or(a.via, node.Status.Address), node.Status.PublicKeyHash, string(a.uid), a.token)
+	if a.via == "" {
+		client.Local(transfer.LocalDir)
+	}
+	return client, nil
 }
 
 // addVia adds the flag for who cannot reach the nodes where they say that they are. Whoever answers there is known by the node's key.

@@ -65,7 +65,7 @@ func showBackup(_ context.Context, w io.Writer, _ *store.Client, b *v1alpha1.Bac
 	if s.FinishedTime != nil {
 		fields = append(fields, field{"Finished", timeText(now, *s.FinishedTime)})
 	}
-	return printFields(w, "", append(fields, field{"Created", timeText(now, b.CreationTimestamp)})...)
+	return printFields(w, append(fields, field{"Created", timeText(now, b.CreationTimestamp)})...)
 }
 
 // backupFlags name a backup that may be one of another cluster.
@@ -158,7 +158,7 @@ func (c *cli) showInTarget(ctx context.Context, f backupFlags, name string, o ou
 		if m.Image != nil {
 			fields = append(fields, field{"Image", m.Image.Name}, field{"Content digest", m.Image.ContentDigest})
 		}
-		return printFields(c.out, "", fields...)
+		return printFields(c.out, fields...)
 	})
 }
 
@@ -211,7 +211,7 @@ func (c *cli) removeBackup(ctx context.Context, f backupFlags, name string, time
 	if err := client.Backups.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(b.UID))}); err != nil {
 		return apiError(err, "delete", "backup", name)
 	}
-	if err := c.waitUntilRemoved(ctx, client, b, timeout); err != nil {
+	if err := backups.waitUntilGone(ctx, c, client, b, timeout, func(b *v1alpha1.Backup) string { return readyMessage(b.Status.Conditions) }); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.out, "backup %s removed\n", name)

@@ -144,25 +144,3 @@ func (c *cli) waitForBackup(ctx context.Context, client *store.Client, b *v1alph
 	})
 	return b, timedOut(err, timeout, "backup %s is not complete: %s; it goes on, see: plinth backup show %s", b.Name, readyMessage(b.Status.Conditions), b.Name)
 }
-
-// waitUntilRemoved returns when the backup's object, and with it the backup, is gone.
-func (c *cli) waitUntilRemoved(ctx context.Context, client *store.Client, b *v1alpha1.Backup, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	meter := c.newMeter()
-	defer meter.end()
-	said := ""
-	err := poll(ctx, func(ctx context.Context) (bool, error) {
-		now, err := backups.get(ctx, client, b.Name)
-		if backingimage.Is(err, backingimage.NotFound) || err == nil && now.UID != b.UID {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		said = readyMessage(now.Status.Conditions)
-		meter.say("backup " + b.Name + ": " + said)
-		return false, nil
-	})
-	return timedOut(err, timeout, "backup %s is not removed: %s", b.Name, said)
-}

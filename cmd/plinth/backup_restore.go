@@ -11,6 +11,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/program"
 )
@@ -19,7 +20,7 @@ import (
 type restoreRequest struct {
 	backup                backupFlags
 	name, to, image, size string
-	node                  string
+	node, imageFrom       string
 	block, wait           bool
 	timeout               time.Duration
 }
@@ -33,7 +34,8 @@ func newBackupRestoreCommand(c *cli) *cobra.Command {
 is looked up there, and nothing else needs to be known.
 
 The image that the volume began as is used where one of the same content is here, whatever its name; otherwise it is restored too. --image names
-another, which must have the same content.`,
+another, which must have the same content. An image is restored from the backup, and is downloaded again only if the backup lacks some of it; with
+--image-from source it is downloaded from where it came first. Either way it must have the content that it had.`,
 		Example: "  plinth backup restore web-1-20261125-020000 --as web-1-old\n  plinth backup restore nightly --target offsite --as web-1",
 		Args:    program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,12 +48,14 @@ another, which must have the same content.`,
 	f.StringVar(&r.to, "as", "", "`name` of the new volume or image")
 	f.StringVar(&r.size, "size", "", "`size` of the volume, like 20Gi (default: the one that it had)")
 	f.StringVar(&r.image, "image", "", "backing `image` that the volume is laid over (default: one of the content that it began as)")
+	f.StringVar(&r.imageFrom, "image-from", "", "`place` that an image which is not here comes from: backup (the default), or source, where it was downloaded from")
 	f.StringVar(&r.node, "node", "", "`node` that the volume is on (default: the driver chooses)")
 	f.BoolVar(&r.block, "block", false, "the volume will be used as a block device, without a filesystem")
 	f.BoolVar(&r.wait, "wait", true, "show the progress, and return when the volume is ready")
 	f.DurationVar(&r.timeout, "timeout", defaultBackupTimeout, "how long to wait; the restore goes on after it")
 	_ = cmd.MarkFlagRequired("as") // fails only for a flag that is not there
 	_ = cmd.RegisterFlagCompletionFunc("image", images.complete(c))
+	_ = cmd.RegisterFlagCompletionFunc("image-from", cobra.FixedCompletions([]string{v1alpha1.RestoreFromBackup, v1alpha1.RestoreFromSource}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("node", nodes.complete(c))
 	return cmd
 }
@@ -84,6 +88,12 @@ func (c *cli) restoreImage(ctx context.Context, client *store.Client, r restoreR
 		SourceType: v1alpha1.SourceRestore, MinNumberOfCopies: 1,
 		SourceParameters: map[string]v1alpha1.SourceParameter{v1alpha1.ParameterBackupURL: v1alpha1.SourceParameter(b.url)},
 	}}
+	if r.imageFrom != "" {
+		image.Spec.SourceParameters[v1alpha1.ParameterRestoreFrom] = v1alpha1.SourceParameter(r.imageFrom)
+	}
+	if err := source.ValidateSource(image.Spec.SourceType, image.Spec.Parameters()); err != nil {
+		return err
+	}
 	if _, err := client.Images.Create(ctx, image, metav1.CreateOptions{}); err != nil {
 		return apiError(err, "create", "image", r.to)
 	}
@@ -96,7 +106,7 @@ func (c *cli) restoreImage(ctx context.Context, client *store.Client, r restoreR
 
 // restoreVolume makes a volume of a volume's backup, as an orchestrator would.
 func (c *cli) restoreVolume(ctx context.Context, client *store.Client, r restoreRequest, b namedBackup) error {
-	create := volumeRequest{name: r.to, image: r.image, size: r.size, node: r.node, block: r.block, parameters: []string{"fromBackup=" + b.url}}
+	create := volumeRequest{name: r.to, image: r.image, size: r.size, node: r.node, block: r.block, parameters: []string{"fromBackup=" + b.url, "restoreImageFrom=" + r.imageFrom}}
 	request, err := create.csi()
 	if err != nil {
 		return err
@@ -133,7 +143,7 @@ func createPatiently(ctx context.Context, c *cli, driver *csiClient, request *cs
 	err := poll(ctx, func(ctx context.Context) (bool, error) {
 		var err error
 		answer, err = driver.controller.CreateVolume(ctx, request)
-		if last = csiError(ctx, err); last != nil {
+		if last = csiError(ctx, err); last != nil && waits(last) {
 			meter.say(last.Error())
 		}
 		return last == nil, last
@@ -158,7 +168,7 @@ func (c *cli) waitForVolume(ctx context.Context, client *store.Client, id string
 		case v1alpha1.VolumeReady:
 			return true, nil
 		case v1alpha1.VolumeFailed:
-			return true, backingimage.Errorf(program.KindNamed(v.Status.Reason), "volume %s failed: %s", id, said)
+			return true, backingimage.Errorf(backingimage.KindNamed(v.Status.Reason), "volume %s failed: %s", id, said)
 		}
 		meter.say("volume " + id + ": " + said)
 		return false, nil

@@ -11,6 +11,7 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/credential/kubernetes"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/cmd/internal/openers"
 	"plinth.dev/plinth/provisioner"
@@ -51,13 +52,13 @@ func (c *cli) targetSecret(ctx context.Context, t *v1alpha1.BackupTarget) (map[s
 	if err != nil {
 		return nil, err
 	}
-	kubernetes, err := cluster.Serves(cfg, "secrets")
+	inKubernetes, err := cluster.Serves(cfg, "secrets")
 	if err != nil {
 		return nil, err
 	}
 	var from credential.Reader
-	if kubernetes {
-		from, err = credential.NewKubernetes(cfg)
+	if inKubernetes {
+		from, err = kubernetes.New(cfg)
 	} else {
 		from, err = secretPlace{}.open(c)
 	}

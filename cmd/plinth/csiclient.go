@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
 )
 
 // csiClient speaks to a CSI socket as an orchestrator does.
@@ -48,6 +50,40 @@ func (c *cli) dialCSI(ctx context.Context) (*csiClient, error) {
 }
 
 func (c *csiClient) close() { _ = c.conn.Close() } // every call has been answered
+
+// reachVolume finds a volume and connects to the driver, which the caller closes.
+func (c *cli) reachVolume(ctx context.Context, name string) (*store.Client, *v1alpha1.Volume, *csiClient, error) {
+	client, err := c.client()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	v, err := findVolume(ctx, client, name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	driver, err := c.dialCSI(ctx)
+	return client, v, driver, err
+}
+
+// deleteEach has remove delete what each name stands for, and tells of each.
+func (c *cli) deleteEach(ctx context.Context, noun string, names []string, remove func(client *store.Client, driver *csiClient, name string) error) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	driver, err := c.dialCSI(ctx)
+	if err != nil {
+		return err
+	}
+	defer driver.close()
+	for _, name := range names {
+		if err := remove(client, driver, name); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.out, "%s %s deleted\n", noun, name)
+	}
+	return nil
+}
 
 // kindOfCode is the table from gRPC codes back to Kinds; what is not in it is Internal.
 var kindOfCode = map[codes.Code]backingimage.Kind{

@@ -62,7 +62,7 @@ func showDisk(ctx context.Context, w io.Writer, client *store.Client, d *v1alpha
 	if err != nil {
 		return err
 	}
-	err = printFields(w, "",
+	err = printFields(w,
 		field{"UUID", d.Name},
 		field{"Node", d.Spec.NodeName},
 		field{"Path", d.Spec.Path},

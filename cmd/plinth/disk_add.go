@@ -45,7 +45,7 @@ func newDiskAddCommand(c *cli) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&a.node, "node", "", "`name` of the node (default: the only one there is)")
-	flags.StringArrayVar(&a.tags, "tag", nil, "`tag` that selectors of images and volumes ask for; may be given several times")
+	flags.StringArrayVar(&a.tags, "tag", nil, "`tag` that selectors of images and volumes ask for; may be repeated")
 	flags.StringVar(&a.poolSize, "pool-size", "", "`size` of a pool file, e.g. 200Gi; it is sparse (default: 80 % of the free space)")
 	flags.DurationVar(&a.timeout, "timeout", 2*time.Minute, "how long to wait until the node has opened it")
 	return cmd
@@ -160,7 +160,7 @@ func refusalKind(reason string) backingimage.Kind {
 	if reason == v1alpha1.DiskTwin {
 		return backingimage.Conflict
 	}
-	if kind := program.KindNamed(reason); kind != backingimage.Internal {
+	if kind := backingimage.KindNamed(reason); kind != backingimage.Internal {
 		return kind
 	}
 	return backingimage.Precondition

@@ -65,7 +65,7 @@ func showImage(ctx context.Context, w io.Writer, client *store.Client, i *v1alph
 	if err != nil {
 		return err
 	}
-	if err := printFields(w, "", imageFields(i, now)...); err != nil {
+	if err := printFields(w, imageFields(i, now)...); err != nil {
 		return err
 	}
 	return printCopies(w, i, of, now)

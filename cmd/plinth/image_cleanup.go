@@ -51,7 +51,7 @@ func newImageCleanupCommand(c *cli) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&disks, "disk", nil, diskRefHelp+" to remove the copy from; may be given several times")
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, diskRefHelp+" to remove the copy from; may be repeated")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the answer, for each disk")
 	return cmd
 }

@@ -66,7 +66,7 @@ func (c *cli) removeImage(ctx context.Context, client *store.Client, name string
 		_, err = fmt.Fprintf(c.out, "image %s is being deleted\n", name)
 		return err
 	}
-	if err := c.waitUntilGone(ctx, client, image, timeout); err != nil {
+	if err := images.waitUntilGone(ctx, c, client, image, timeout, deletionMessage); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(c.out, "image %s deleted\n", name)
@@ -84,26 +84,10 @@ func volumesWaitingFor(ctx context.Context, client *store.Client, image *v1alpha
 	return waiting, err
 }
 
-// waitUntilGone returns when the image of that UID exists no more.
-func (c *cli) waitUntilGone(ctx context.Context, client *store.Client, image *v1alpha1.BackingImage, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	meter := c.newMeter()
-	defer meter.end()
-	said := ""
-	err := poll(ctx, func(ctx context.Context) (bool, error) {
-		now, err := images.get(ctx, client, image.Name)
-		if backingimage.Is(err, backingimage.NotFound) || err == nil && now.UID != image.UID {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		if now.Status.ObservedGeneration == now.Generation { // else the message is of the time before
-			said = ": " + now.Status.Message
-		}
-		meter.say(fmt.Sprintf("image %s is being deleted%s", image.Name, said))
-		return false, nil
-	})
-	return timedOut(err, timeout, "image %s is not gone%s", image.Name, said)
+// deletionMessage is what the image's status says of its deletion; "" while that is of the time before.
+func deletionMessage(image *v1alpha1.BackingImage) string {
+	if image.Status.ObservedGeneration != image.Generation {
+		return ""
+	}
+	return image.Status.Message
 }

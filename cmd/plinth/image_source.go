@@ -28,7 +28,7 @@ func (s *imageSource) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.proxy, "proxy", "", "with --url: `URL` of the proxy to go through")
 	f.StringVar(&s.endpoint, "endpoint", "", "with --url s3://…: `URL` of the server, where that is not Amazon's")
 	f.StringVar(&s.region, "region", "", "with --url s3://…: `region` of the bucket")
-	f.StringVar(&s.pathStyle, "path-style", "", "with --url s3://…: `true` to ask for http://server/bucket/key, false for http://bucket.server/key (default true with --endpoint, false without)")
+	f.StringVar(&s.pathStyle, "path-style", "", "with --url s3://…: `bool`, true to ask for http://server/bucket/key, false for http://bucket.server/key (default true with --endpoint, false without)")
 	f.Lookup("path-style").NoOptDefVal = "true"
 	f.StringVar(&s.volume, "from-volume", "", "ID or name of the `volume` whose content the image is to have; a mounted one is frozen for a moment")
 	f.StringVar(&s.exportType, "export-type", "", "with --from-volume: `format` that a later download of the image yields, raw or qcow2 (default raw)")

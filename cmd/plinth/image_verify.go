@@ -185,7 +185,7 @@ func (v *verification) tell(of []*v1alpha1.BackingImageCopy) error {
 	if err := printTable(v.out, []string{"DISK", "NODE", "STATE", "RESULT"}, rows); err != nil || len(bad) == 0 {
 		return err
 	}
-	kind := program.KindNamed(bad[0].Status.Reason)
+	kind := backingimage.KindNamed(bad[0].Status.Reason)
 	if slices.ContainsFunc(bad, func(c *v1alpha1.BackingImageCopy) bool { return len(c.Status.BadChunks) > 0 }) {
 		kind = backingimage.Corrupt
 	}

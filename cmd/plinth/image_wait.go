@@ -115,7 +115,7 @@ func summarizeCopies(image *v1alpha1.BackingImage, of []*v1alpha1.BackingImageCo
 	}
 	p.virtualBytes = max(p.virtualBytes, image.Status.VirtualSize)
 	if best != nil && best.Final() {
-		p.failure = backingimage.Errorf(program.KindNamed(best.Status.Reason), "image %s failed: %s", image.Name, best.Status.Message)
+		p.failure = backingimage.Errorf(backingimage.KindNamed(best.Status.Reason), "image %s failed: %s", image.Name, best.Status.Message)
 	}
 	return p
 }

@@ -104,7 +104,7 @@ func nodeRow(n *v1alpha1.StorageNode, now time.Time) []string {
 }
 
 func showNode(_ context.Context, w io.Writer, _ *store.Client, n *v1alpha1.StorageNode, now time.Time) error {
-	err := printFields(w, "",
+	err := printFields(w,
 		field{"Name", n.Name},
 		field{"Ready", conditionText(n.Status.Conditions, v1alpha1.ConditionReady)},
 		field{"Schedulable", yesNo(n.Schedulable())},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -106,6 +107,10 @@ func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string)
 		return none, err
 	}
 	obj, err := n.resource(client).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		command := n.one[strings.LastIndex(n.one, " ")+1:]
+		return obj, backingimage.Errorf(backingimage.NotFound, "there is no %s %q (plinth %s ls shows those that are)", n.one, name, command)
+	}
 	if err != nil {
 		return obj, apiError(err, "get", n.one, name)
 	}
@@ -132,6 +137,29 @@ func (n *noun[T, L]) list(ctx context.Context, client *store.Client, o metav1.Li
 		return nil
 	})
 	return list, objects, err
+}
+
+// waitUntilGone returns when there is the object no more, which its deletion was asked for, or the time is over: NotReady. Meanwhile it shows
+// what message says of it.
+func (n *noun[T, L]) waitUntilGone(ctx context.Context, c *cli, client *store.Client, obj T, timeout time.Duration, message func(T) string) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	meter := c.newMeter()
+	defer meter.end()
+	said := ""
+	err := poll(ctx, func(ctx context.Context) (bool, error) {
+		now, err := n.get(ctx, client, obj.GetName())
+		if backingimage.Is(err, backingimage.NotFound) || err == nil && now.GetUID() != obj.GetUID() {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		said = cmp.Or(message(now), said)
+		meter.say(strings.TrimSuffix(fmt.Sprintf("%s %s is being deleted: %s", n.one, obj.GetName(), said), ": "))
+		return false, nil
+	})
+	return timedOut(err, timeout, "%s %s is not gone: %s", n.one, obj.GetName(), said)
 }
 
 // indefinite is the noun with its article.

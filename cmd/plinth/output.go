@@ -102,13 +102,13 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 type field struct{ name, value string }
 
 // printFields prints a thing's fields, one a line, values lined up below each other.
-func printFields(w io.Writer, indent string, fields ...field) error {
+func printFields(w io.Writer, fields ...field) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range fields {
 		if f.value == "" {
 			continue
 		}
-		if _, err := fmt.Fprintf(tw, "%s%s:\t%s\n", indent, f.name, oneLine(f.value)); err != nil {
+		if _, err := fmt.Fprintf(tw, "%s:\t%s\n", f.name, oneLine(f.value)); err != nil {
 			return err
 		}
 	}

@@ -86,7 +86,7 @@ func describeFlags(b *strings.Builder, flags *pflag.FlagSet) {
 			name = "-" + f.Shorthand + ", " + name
 		}
 		initial := f.DefValue
-		if initial == "[]" || initial == "false" {
+		if initial == "[]" || initial == "false" || initial == "0" { // as the help has it
 			initial = ""
 		}
 		if initial != "" {

@@ -33,7 +33,7 @@ func newSecretCreateCommand(c *cli) *cobra.Command {
 		},
 	}
 	p.addFlags(cmd)
-	cmd.Flags().StringArrayVar(&files, "from-file", nil, "`KEY=FILE`: the key's value is the file's content; may be given several times")
+	cmd.Flags().StringArrayVar(&files, "from-file", nil, "`KEY=FILE`: the key's value is the file's content; may be repeated")
 	cmd.Flags().StringVar(&envFile, "from-env-file", "", "`file` with a line KEY=VALUE for each key")
 	return cmd
 }

@@ -77,7 +77,7 @@ func showSnapshot(_ context.Context, w io.Writer, _ *store.Client, s *v1alpha1.S
 	if s.Spec.Image != nil {
 		image = s.Spec.Image.Name
 	}
-	return printFields(w, "",
+	return printFields(w,
 		field{"Name", s.Name}, field{"Asked for as", asked}, field{"Handle", snapshotHandle(s)}, field{"State", snapshotState(s)}, field{"Message", snapshotMessage(s)},
 		field{"Volume", s.Spec.Volume}, field{"Type", string(s.Spec.Type)}, field{"For volume", s.Spec.TargetVolume}, field{"Size", exactSizeText(s.Status.Bytes)}, field{"Image", image},
 		field{"Node", s.Spec.NodeName}, field{"Disk", s.Spec.DiskUUID}, field{"Taken", timeText(now, snapshotTaken(s))})

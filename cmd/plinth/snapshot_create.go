@@ -62,15 +62,7 @@ func (c *cli) createSnapshot(ctx context.Context, r snapshotRequest) error {
 	if err != nil {
 		return err
 	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	v, err := findVolume(ctx, client, r.volume)
-	if err != nil {
-		return err
-	}
-	driver, err := c.dialCSI(ctx)
+	_, v, driver, err := c.reachVolume(ctx, r.volume)
 	if err != nil {
 		return err
 	}

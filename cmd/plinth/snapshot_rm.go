@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/spf13/cobra"
 
+	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -26,24 +26,12 @@ func newSnapshotRmCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) removeSnapshots(ctx context.Context, names []string) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	driver, err := c.dialCSI(ctx)
-	if err != nil {
-		return err
-	}
-	defer driver.close()
-	for _, name := range names {
+	return c.deleteEach(ctx, "snapshot", names, func(client *store.Client, driver *csiClient, name string) error {
 		handle, err := findSnapshot(ctx, client, name)
 		if err != nil {
 			return err
 		}
-		if _, err := driver.controller.DeleteSnapshot(ctx, &csispec.DeleteSnapshotRequest{SnapshotId: handle}); err != nil {
-			return csiError(ctx, err)
-		}
-		fmt.Fprintf(c.out, "snapshot %s deleted\n", name)
-	}
-	return nil
+		_, err = driver.controller.DeleteSnapshot(ctx, &csispec.DeleteSnapshotRequest{SnapshotId: handle})
+		return csiError(ctx, err)
+	})
 }

@@ -59,7 +59,7 @@ func showTarget(_ context.Context, w io.Writer, _ *store.Client, t *v1alpha1.Bac
 	if at := t.Status.CollectedTime; at != nil {
 		fields = append(fields, field{"Garbage collected", timeText(now, *at)})
 	}
-	return printFields(w, "", append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
+	return printFields(w, append(fields, field{"Created", timeText(now, t.CreationTimestamp)})...)
 }
 
 func perSecond(bytes int64) string {
@@ -79,13 +79,19 @@ func newTargetAddCommand(c *cli) *cobra.Command {
 		Long: `Add makes a backup target and waits until it was tried: a wrong bucket, a key that does not fit or a directory that is not mounted
 are told at once.
 
-The secret has the keys of the object store (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINTS, AWS_REGION, ca.crt). When it also has
-PLINTH_BACKUP_KEY, 32 bytes in base64 or hexadecimal, backups are encrypted with it: keep that key elsewhere, too, since nothing
-can be restored without it. A place that is encrypted stays so.`,
+The secret has the keys of the object store, and ca.crt for a private certificate authority:
+  s3://      AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINTS, AWS_REGION
+  gs://      GOOGLE_APPLICATION_CREDENTIALS: the content of a service account's key file, or the word ambient for the identity of
+             the machine or pod; GOOGLE_STORAGE_ENDPOINT
+  azblob://  AZBLOB_ACCOUNT_NAME, and AZBLOB_ACCOUNT_KEY or AZBLOB_SAS_TOKEN; AZBLOB_ENDPOINT
+When it also has PLINTH_BACKUP_KEY, 32 bytes in base64 or hexadecimal, backups are encrypted with it: keep that key elsewhere, too,
+since nothing can be restored without it. A place that is encrypted stays so.`,
 		Example: `  plinth target add nas --url file:///mnt/backups
   openssl rand -base64 32 > backup.key
   plinth secret create s3 --from-env-file keys.env --from-file PLINTH_BACKUP_KEY=backup.key
-  plinth target add offsite --url s3://my-backups/cluster-1 --secret s3`,
+  plinth target add offsite --url s3://my-backups/cluster-1 --secret s3
+  plinth secret create google --from-file GOOGLE_APPLICATION_CREDENTIALS=key.json
+  plinth target add google --url gs://my-backups/cluster-1 --secret google`,
 		Args: program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			t.Name = args[0]
@@ -99,9 +105,9 @@ can be restored without it. A place that is encrypted stays so.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&t.Spec.URL, "url", "", "`URL`: s3://bucket/prefix or file:///directory")
+	f.StringVar(&t.Spec.URL, "url", "", "`URL`: s3://bucket/prefix, gs://bucket/prefix, azblob://container/prefix or file:///directory")
 	f.StringVar(&t.Spec.Secret, "secret", "", "`name` of the secret with the keys")
-	f.StringVar(&t.Spec.SecretNamespace, "secret-namespace", "", "`namespace` of the secret (default: default)")
+	f.StringVar(&t.Spec.SecretNamespace, "secret-namespace", "", "`namespace` of the secret (default \"default\")")
 	f.StringVar(&upload, "upload-limit", "", "most `bytes` a second that each node sends, e.g. 50Mi (default: no limit)")
 	f.StringVar(&download, "download-limit", "", "most `bytes` a second that each node receives (default: no limit)")
 	f.Int32Var(&t.Spec.Concurrency, "concurrency", 0, "`number` of blocks of a backup that are on their way at once (default: 4)")

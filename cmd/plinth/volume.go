@@ -104,7 +104,7 @@ func showVolume(_ context.Context, w io.Writer, _ *store.Client, v *v1alpha1.Vol
 		}
 		fields = append(fields, field{"  " + key, v.Spec.Parameters[key]})
 	}
-	return printFields(w, "", append(fields, field{"Created", timeText(now, v.CreationTimestamp)})...)
+	return printFields(w, append(fields, field{"Created", timeText(now, v.CreationTimestamp)})...)
 }
 
 // findVolume returns the volume that was asked for as name, or whose ID it is. NotFound.

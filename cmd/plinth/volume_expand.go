@@ -37,15 +37,7 @@ func (c *cli) expandVolume(ctx context.Context, name, size string, staging stagi
 	if bytes == 0 {
 		return backingimage.Errorf(backingimage.Invalid, "--size is missing: say how large the volume shall be, like --size 20Gi")
 	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	v, err := findVolume(ctx, client, name)
-	if err != nil {
-		return err
-	}
-	driver, err := c.dialCSI(ctx)
+	_, v, driver, err := c.reachVolume(ctx, name)
 	if err != nil {
 		return err
 	}

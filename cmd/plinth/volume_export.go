@@ -7,10 +7,12 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/format"
+	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -61,8 +63,8 @@ func (c *cli) exportVolume(ctx context.Context, r exportRequest) (err error) {
 	out := c.out
 	if r.image == "" {
 		r.image = "export-" + uuid.NewString()
-		defer func() { // also when ctx has ended
-			err = errors.Join(err, client.Images.Delete(context.WithoutCancel(ctx), r.image, metav1.DeleteOptions{}))
+		defer func() {
+			err = errors.Join(err, deleteAfter(ctx, client, r.image))
 			c.out = out
 		}()
 		c.out = c.err // nobody needs to know of it
@@ -73,4 +75,14 @@ func (c *cli) exportVolume(ctx context.Context, r exportRequest) (err error) {
 	}
 	c.out = out
 	return c.downloadImage(ctx, downloadRequest{name: r.image, file: r.file, format: r.format, force: r.force})
+}
+
+// deleteAfter deletes an image that a command needs no more, also when the command was interrupted.
+func deleteAfter(ctx context.Context, client *store.Client, name string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if err := client.Images.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return apiError(err, "delete", "image", name)
+	}
+	return nil
 }

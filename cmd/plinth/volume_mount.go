@@ -60,15 +60,7 @@ func (c *cli) mountVolume(ctx context.Context, r mountRequest) error {
 	if r.path, err = filepath.Abs(r.path); err != nil {
 		return fmt.Errorf("find %s: %w", r.path, err)
 	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	v, err := findVolume(ctx, client, r.name)
-	if err != nil {
-		return err
-	}
-	driver, err := c.dialCSI(ctx)
+	client, v, driver, err := c.reachVolume(ctx, r.name)
 	if err != nil {
 		return err
 	}

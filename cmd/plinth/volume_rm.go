@@ -9,6 +9,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
+	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/program"
 )
 
@@ -26,26 +27,14 @@ func newVolumeRmCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) removeVolumes(ctx context.Context, names []string) error {
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	driver, err := c.dialCSI(ctx)
-	if err != nil {
-		return err
-	}
-	defer driver.close()
-	for _, name := range names {
+	return c.deleteEach(ctx, "volume", names, func(client *store.Client, driver *csiClient, name string) error {
 		v, err := findVolume(ctx, client, name)
 		if err != nil {
 			return err
 		}
-		if _, err := driver.controller.DeleteVolume(ctx, &csispec.DeleteVolumeRequest{VolumeId: v.Name}); err != nil {
-			return unmountFirst(csiError(ctx, err), v)
-		}
-		fmt.Fprintf(c.out, "volume %s deleted\n", name)
-	}
-	return nil
+		_, err = driver.controller.DeleteVolume(ctx, &csispec.DeleteVolumeRequest{VolumeId: v.Name})
+		return unmountFirst(csiError(ctx, err), v)
+	})
 }
 
 // unmountFirst adds to the driver's refusal what a person does about it.

@@ -99,11 +99,19 @@ func slow(n *network, w http.ResponseWriter, r *http.Request) {
 	n.proxy.ServeHTTP(w, r)
 }
 
-func TestANetworkThatFailsIsOnlySlow(t *testing.T) {
-	t.Parallel()
-	p := s3Server(t)
+// servers runs a test on each server that there is a network before.
+func servers(t *testing.T, test func(t *testing.T, p *place)) {
+	t.Run("s3", func(t *testing.T) { t.Parallel(); test(t, s3Server(t)) })
+	for name, where := range clouds() {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, where(t)) })
+	}
+}
+
+func TestANetworkThatFailsIsOnlySlow(t *testing.T) { servers(t, testNetwork) }
+
+func testNetwork(t *testing.T, p *place) {
 	n, address := mustNetwork(t, p.address, fault{12, unavailable}, fault{15, hangUp}, fault{20, loseAnswer}, fault{20, change(half)}, fault{40, change(flipped)}, fault{20, slow})
-	p.through(address)
+	p.through(t, address)
 	p.options.Attempts, p.options.Timeout = 10, 5*time.Second
 	r := p.mustOpen(t, backup.Options{Key: key})
 	volume := content(1, 40<<20)
@@ -114,9 +122,9 @@ func TestANetworkThatFailsIsOnlySlow(t *testing.T) {
 	}
 }
 
-func TestAServerThatStaysAwayIsToldAbout(t *testing.T) {
-	t.Parallel()
-	p := s3Server(t)
+func TestAServerThatStaysAwayIsToldAbout(t *testing.T) { servers(t, testAway) }
+
+func testAway(t *testing.T, p *place) {
 	p.mustOpen(t, backup.Options{})
 	for name, c := range map[string]struct {
 		do   func(*network, http.ResponseWriter, *http.Request)
@@ -131,7 +139,7 @@ func TestAServerThatStaysAwayIsToldAbout(t *testing.T) {
 	} {
 		_, address := mustNetwork(t, p.address, fault{1, c.do})
 		away := *p
-		away.through(address)
+		away.through(t, address)
 		away.options = object.Options{Attempts: 2, Pause: time.Millisecond, Timeout: 2 * time.Second}
 		_, err := backup.Open(context.Background(), away.mustStore(t), backup.Options{})
 		if err == nil || c.says != "" && !backingimage.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), p.url) || strings.Contains(err.Error(), secretKey) {
@@ -146,7 +154,7 @@ func TestTheEndOfACallersTimeSaysWhatWasWaitedFor(t *testing.T) {
 	for says, do := range map[string]func(*network, http.ResponseWriter, *http.Request){"no answer": stall, "503": unavailable} {
 		_, address := mustNetwork(t, p.address, fault{1, do})
 		away := *p
-		away.through(address)
+		away.through(t, address)
 		away.options = object.Options{Attempts: 1000, Pause: 10 * time.Millisecond}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_, err := backup.Open(ctx, away.mustStore(t), backup.Options{})

@@ -15,6 +15,7 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/provisioner/backup"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // within is how long what has to happen may take on a busy machine.
@@ -41,6 +42,10 @@ func mustCollectUntil(tb testing.TB, r *backup.Repository, done func(backup.Coll
 func count(tb testing.TB, p *place, folder string) int {
 	tb.Helper()
 	n := 0
+	if p.dir == "" {
+		must(tb, p.mustStore(tb).List(context.Background(), folder+"/", func(object.Object) error { n++; return nil }))
+		return n
+	}
 	err := filepath.WalkDir(filepath.Join(p.dir, folder), func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && !strings.HasPrefix(filepath.Base(path), ".") {
 			n++
@@ -54,6 +59,9 @@ func count(tb testing.TB, p *place, folder string) int {
 func TestGarbageGoesAndNothingElse(t *testing.T) {
 	each(t, func(t *testing.T, p *place, o backup.Options) {
 		o.Grace = time.Second
+		if p.dir == "" {
+			o.Grace = 2 * time.Second // half of it is how long a step may take
+		}
 		r, ctx := p.mustOpen(t, o), context.Background()
 		first, second := content(1, 5<<20), content(2, 5<<20)
 		copy(second, first[:backup.BlockBytes]) // one block is shared

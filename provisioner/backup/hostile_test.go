@@ -248,34 +248,37 @@ func TestPlacesThatAreWrongSaySoAtOnce(t *testing.T) {
 	gone := &place{url: "file://" + t.TempDir() + "/not-mounted"}
 	l, err := object.ParseLocation("url", gone.url)
 	must(t, err)
-	if _, err := openers.Open(context.Background(), l, gone.access, gone.options); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "mount") {
+	if _, err := (object.Openers{}).Open(context.Background(), l, gone.access, gone.options); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "mount") {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 	server := s3Server(t)
-	for name, c := range map[string]struct {
-		change func(p *place)
-		says   string
-	}{
-		"bucket": {func(p *place) { p.url = "s3://another-bucket" }, "no bucket another-bucket"},
-		"key":    {func(p *place) { p.access.Credential.SecretAccessKey = "wrong" }, "SignatureDoesNotMatch"},
-	} {
-		wrong := *server
-		c.change(&wrong)
-		err := backup.Probe(context.Background(), wrong.mustStore(t))
-		if !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), secretKey) {
-			t.Errorf("the wrong %s: %v", name, err)
-		}
-	}
+	wrong(t, server, otherBucket, "no bucket another-bucket")
+	wrong(t, server, func(p *place) { p.access.Credential.SecretAccessKey = "wrong" }, "SignatureDoesNotMatch")
 	must(t, backup.Probe(context.Background(), server.mustStore(t)))
 	must(t, backup.Probe(context.Background(), directory(t).mustStore(t)))
+}
+
+func otherBucket(p *place) { p.url = strings.Replace(p.url, bucket, "another-bucket", 1) }
+
+// wrong probes a place that was changed.
+func wrong(t *testing.T, p *place, change func(p *place), says string) {
+	t.Helper()
+	wrong := *p
+	change(&wrong)
+	err := backup.Probe(context.Background(), wrong.mustStore(t))
+	if !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), secretKey) {
+		t.Errorf("got %v, which does not say %s", err, says)
+	}
 }
 
 func TestLocations(t *testing.T) {
 	for raw, want := range map[string]string{
 		"s3://my-bucket": "s3://my-bucket", "s3://my-bucket/": "s3://my-bucket", "S3://my-bucket/a/b/": "s3://my-bucket/a/b",
-		"s3://my-bucket@eu-1/a": "s3://my-bucket@eu-1/a", "file:///mnt/nas": "file:///mnt/nas", "gs://b/p": "gs://b/p", "azblob://c": "azblob://c",
-		"": "", "s3://": "", "s3://UPPER": "", "file://mnt/nas": "", "file:///": "", "file:///a/../b": "", "s3://bucket/a//b": "", "s3://bucket/../b": "",
+		"s3://my-bucket@eu-1/a": "s3://my-bucket@eu-1/a", "file:///mnt/nas": "file:///mnt/nas", "gs://my_bucket.example.org/p": "gs://my_bucket.example.org/p", "azblob://ctr": "azblob://ctr",
+		"azblob://my-ctr@core.windows.net/a/": "azblob://my-ctr@core.windows.net/a",
+		"":                                    "", "s3://": "", "s3://UPPER": "", "file://mnt/nas": "", "file:///": "", "file:///a/../b": "", "s3://bucket/a//b": "", "s3://bucket/../b": "",
 		"s3://bucket?x=1": "", "s3://bucket/a b ": "", "https://host/path": "", "/mnt/nas": "", "s3://key:secret@bucket/": "", "s3://bucket/%2e%2e": "", "nfs://host/x": "",
+		"gs://": "", "gs://B/p": "", "gs://bucket@host/p": "", "azblob://": "", "azblob://a--b": "", "azblob://key:secret@host/": "", "azblob://ctr@host/": "", "azblob://ctr@-.net": "",
 	} {
 		l, err := object.ParseLocation("url", raw)
 		if want == "" {

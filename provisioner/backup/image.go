@@ -2,7 +2,9 @@ package backup
 
 import (
 	"context"
+	"os"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/manifest"
 )
 
@@ -39,6 +41,23 @@ func (r *Repository) contentOf(digests *manifest.Manifest) *Content {
 		}
 	}
 	return c
+}
+
+// RestoreImage is Restore of the image that a backup is of, or that its volume began as, whole and alone. Invalid when it has none; Corrupt, before
+// anything is written, when the pages are not those of the content digest that the manifest says.
+func (r *Repository) RestoreImage(ctx context.Context, m *Manifest, f *os.File, o Restoring) error {
+	if m.Image == nil {
+		return backingimage.Errorf(backingimage.Invalid, "the backup %s in %s is of a volume that began without an image", m.ID, r.store)
+	}
+	digest, err := r.ContentDigest(ctx, &m.Image.Content)
+	if err != nil {
+		return err
+	}
+	if digest != "" && digest != m.Image.ContentDigest {
+		return backingimage.Errorf(backingimage.Corrupt, "%s%s in %s: the pages of the image have the content digest %s, not %s", backupsFolder, m.ID, r.store, digest, m.Image.ContentDigest)
+	}
+	o.WithImage = true
+	return r.Restore(ctx, &Manifest{ID: m.ID, Image: m.Image}, f, o)
 }
 
 // ContentDigest of an image whose backup this is, computed from the pages, where the blocks' names tell it; "" in an encrypted repository.

@@ -23,7 +23,9 @@ type Restoring struct {
 	Compare bool
 	// Concurrency is how many blocks are on their way at once; that of the repository when 0.
 	Concurrency int
-	Report      func(Progress) // may be nil; called often, from any goroutine; must not block
+	// Digests, unless nil, get the digest of each block that is not zeros.
+	Digests *manifest.Builder
+	Report  func(Progress) // may be nil; called often, from any goroutine; must not block
 }
 
 // Restore writes a backup's content into a file, which has its size then, is sparse, and survives a power loss when Restore has
@@ -103,6 +105,7 @@ func (x *restoring) block(ctx context.Context, w wanted, buffer []byte) error {
 	if x.options.Compare && !w.id.IsZero() {
 		here := buffer[:w.length]
 		if n, _ := x.file.ReadAt(here, w.offset); n == len(here) && x.repository.keys.sum(here) == w.id {
+			x.digest(w, here)
 			return nil
 		}
 	}
@@ -121,7 +124,19 @@ func (x *restoring) block(ctx context.Context, w wanted, buffer []byte) error {
 			return fmt.Errorf("clear the block at byte %d: %w", w.offset, full(err))
 		}
 	}
+	x.digest(w, content)
 	return x.write(content, w.offset)
+}
+
+// digest keeps the digest of a block, whose ID it is where nothing is encrypted.
+func (x *restoring) digest(w wanted, content []byte) {
+	switch {
+	case x.options.Digests == nil || w.id.IsZero():
+	case x.repository.Encrypted():
+		x.options.Digests.Add(w.offset/BlockBytes, content)
+	default:
+		x.options.Digests.Set(w.offset/BlockBytes, manifest.Digest(w.id))
+	}
 }
 
 // holeBytes is the size of the pieces of zeros that stay holes, and their alignment.

@@ -84,7 +84,7 @@ func makeCluster(ctx context.Context, dir string) error {
 	if err := writeImages(dir, archive, programs); err != nil {
 		return err
 	}
-	c, err := rig.New(ctx, rig.Options{Directory: dir, Programs: programs, Nodes: *nodes, Archives: []string{archive}})
+	c, err := rig.New(ctx, rig.Options{Directory: dir, Programs: programs, Nodes: *nodes, Archives: []string{archive}, CountRequests: measuring()})
 	the.rig = c
 	if err != nil {
 		return err

@@ -18,7 +18,13 @@ import (
 // BinaryVariable names an environment variable: the plinth binary that tests run instead of building one.
 const BinaryVariable = "PLINTH_TEST_BINARY"
 
-var build = sync.OnceValues(buildBinary)
+// commands are Plinth's programs, of which each finds the others beside it.
+var commands = []string{"./cmd/plinth", "./cmd/plinth-standalone", "./cmd/plinth-buckets"}
+
+var (
+	build        = sync.OnceValues(func() (string, error) { return buildBinaries(commands...) })
+	buildBuckets = sync.OnceValues(func() (string, error) { return buildBinaries("./cmd/plinth-buckets") })
+)
 
 // MustBinary returns the path of the plinth binary built from this tree. The first call builds it; calls in other test
 // processes wait for that and find the work done.
@@ -27,16 +33,29 @@ func MustBinary(tb testing.TB) string {
 	if path := os.Getenv(BinaryVariable); path != "" {
 		return path
 	}
-	path, err := build()
+	dir, err := build()
 	if err != nil {
 		tb.Fatalf("build plinth: %v", err)
 	}
-	return path
+	return filepath.Join(dir, "plinth")
 }
 
-// buildBinary links into a directory that outlives the test, where `go build` finds that nothing changed. It builds as
-// `go test` does, so that the packages are compiled once for both.
-func buildBinary() (string, error) {
+// MustBuckets is MustBinary of the program for buckets that plinth starts.
+func MustBuckets(tb testing.TB) string {
+	tb.Helper()
+	if path := os.Getenv(BinaryVariable); path != "" {
+		return filepath.Join(filepath.Dir(path), "plinth-buckets")
+	}
+	dir, err := buildBuckets()
+	if err != nil {
+		tb.Fatalf("build plinth-buckets: %v", err)
+	}
+	return filepath.Join(dir, "plinth-buckets")
+}
+
+// buildBinaries links into a directory that outlives the test, where `go build` finds that nothing changed, and returns it. It builds
+// as `go test` does, so that the packages are compiled once for both.
+func buildBinaries(commands ...string) (dir string, err error) {
 	root, err := ModuleRoot()
 	if err != nil {
 		return "", err
@@ -44,7 +63,7 @@ func buildBinary() (string, error) {
 	if err := dependOnSources(root); err != nil {
 		return "", err
 	}
-	dir, err := binaryDir(root)
+	dir, err = binaryDir(root)
 	if err != nil {
 		return "", err
 	}
@@ -56,13 +75,12 @@ func buildBinary() (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	path := filepath.Join(dir, "plinth")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/plinth", "./cmd/plinth-standalone")
+	cmd := exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", dir + "/"}, commands...)...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	return path, nil
+	return dir, nil
 }
 
 // sourceFolders are those whose files the binaries are made of.

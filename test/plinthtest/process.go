@@ -154,9 +154,6 @@ func readyLine(log []byte) bool {
 	return false
 }
 
-// PID of the process, for looking at its memory.
-func (p *Process) PID() int { return p.process.Process.Pid }
-
 // Signal sends the process a signal that does not end it, such as SIGSTOP.
 func (p *Process) Signal(s syscall.Signal) {
 	p.tb.Helper()

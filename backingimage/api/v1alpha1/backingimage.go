@@ -30,6 +30,13 @@ const (
 	ParameterBackupURL        = "backup-url"         // restore
 	ParameterBackupTargetName = "backup-target-name" // restore
 	ParameterConcurrentLimit  = "concurrent-limit"   // restore
+	ParameterRestoreFrom      = "restore-from"       // restore: RestoreFromBackup when absent
+)
+
+// Values of ParameterRestoreFrom.
+const (
+	RestoreFromBackup = "backup" // and from where the image came first only when the backup lacks some of it
+	RestoreFromSource = "source" // from where the image came first
 )
 
 // BackingImageSpec is what users want of an image. The controller never writes it.
@@ -45,9 +52,9 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'clone' || !has(self.sourceParameters) || !('encryption' in self.sourceParameters) || self.sourceParameters['encryption'] == 'ignore'",message="sourceParameters.encryption: images are not encrypted in this version; remove it, or set it to ignore"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'upload' || !has(self.sourceParameters) || size(self.sourceParameters) == 0",message="sourceParameters: an upload has none"
 // +kubebuilder:validation:XValidation:rule="self.sourceType != 'restore' || (has(self.sourceParameters) && 'backup-url' in self.sourceParameters)",message="sourceParameters.backup-url: restore needs the backup's URL"
+// +kubebuilder:validation:XValidation:rule="self.sourceType != 'restore' || !has(self.sourceParameters) || !('restore-from' in self.sourceParameters) || self.sourceParameters['restore-from'] in ['backup', 'source']",message="sourceParameters.restore-from: an image is restored from its backup, or from its source, where it was downloaded from"
 type BackingImageSpec struct {
 	// SourceType says where the bytes come from: download, upload, export-from-volume, clone or restore. Immutable.
-	// This version does not restore yet: such an image ends in state failed with that reason.
 	SourceType SourceType `json:"sourceType"`
 
 	// SourceParameters of the source type. Immutable.

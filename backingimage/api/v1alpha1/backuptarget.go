@@ -6,7 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +kubebuilder:validation:XValidation:rule="self.url == oldSelf.url",message="url is immutable: make another target for another place"
 type BackupTargetSpec struct {
-	// URL of the place: s3://bucket/prefix, or file:///directory, which every node and the controller must have mounted.
+	// URL of the place: s3://bucket/prefix, gs://bucket/prefix, azblob://container/prefix, or file:///directory, which every node and the
+	// controller must have mounted.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	URL string `json:"url"`

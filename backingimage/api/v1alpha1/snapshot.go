@@ -66,6 +66,10 @@ type SnapshotStatus struct {
 	// Bytes is the size of the volume at that point in time, and of what is restored at the least, in bytes.
 	// +optional
 	Bytes int64 `json:"bytes,omitempty"`
+	// RealBytes is how much of the disk the snapshot keeps from being freed, in bytes: what it has of data, whether it shares that with others or
+	// not.
+	// +optional
+	RealBytes int64 `json:"realBytes,omitempty"`
 	// CreationTime is when the point in time was taken.
 	// +optional
 	CreationTime *metav1.MicroTime `json:"creationTime,omitempty"`

@@ -1,9 +1,11 @@
 package embedded_test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -33,6 +35,7 @@ func mustRead(t testing.TB, path string) string {
 func file(name, content string) fs.FS { return fstest.MapFS{name: {Data: []byte(content)}} }
 
 func TestAccess(t *testing.T) {
+	defer embedded.SetRestTime(100 * time.Millisecond)()
 	before := listeningPorts(t)
 	dir := filepath.Join(tempDir(t), "data")
 	s := mustServe(t, embedded.Options{Dir: dir})
@@ -47,6 +50,20 @@ func TestAccess(t *testing.T) {
 		}
 		if len(opened) != 1 || opened[0] != port {
 			t.Errorf("open ports: %v; want %s", opened, port)
+		}
+	})
+	t.Run("a stranger who never sends a request's body loses the connection", func(t *testing.T) {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.RESTConfig().Host, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprint(conn, "POST /apis HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
+		if text, err := io.ReadAll(conn); err != nil {
+			t.Errorf("it stays open after %q: %v", text, err)
 		}
 	})
 	for name, token := range map[string]string{

@@ -66,7 +66,7 @@ func (s *Server) startAPI(ctx context.Context) error {
 // serve answers requests until close.
 func (a *apiServer) serve(life context.Context, l net.Listener, pair tls.Certificate, died func(error)) {
 	a.http = http.Server{
-		Handler:           a.GenericAPIServer.Handler,
+		Handler:           impatient(a.GenericAPIServer.Handler),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
 		BaseContext:       func(net.Listener) context.Context { return life },
 		ReadHeaderTimeout: 30 * time.Second,
@@ -81,6 +81,20 @@ func (a *apiServer) serve(life context.Context, l net.Listener, pair tls.Certifi
 			died(fmt.Errorf("serve the API: %w", err))
 		}
 	}()
+}
+
+// restTime is for how long the rest of a request may come that has been answered. Replaced in tests.
+var restTime = 10 * time.Second
+
+// impatient bounds how long a caller, who need not have a token, may keep a connection by not sending what its request should still have: the
+// library waits for that. HTTP/2 does not.
+func impatient(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 1 {
+			defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restTime)) }() // a connection that cannot have one has its own
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // drainTime is how long running requests may take to finish when the server stops. Watches do not finish; they are ended.

@@ -21,6 +21,13 @@ func (s *Server) StartEtcdOnly(ctx context.Context) error {
 	return s.startEtcd(ctx)
 }
 
+// SetRestTime replaces restTime, and returns how to put it back.
+func SetRestTime(d time.Duration) (undo func()) {
+	before := restTime
+	restTime = d
+	return func() { restTime = before }
+}
+
 // Unfinished is the mark of a first start, Etcd the directory that it speaks of.
 func (s *Server) Unfinished() string { return s.dir.unfinished }
 func (s *Server) Etcd() string       { return s.dir.etcd }

@@ -35,6 +35,7 @@ type Agent struct {
 	node      *node.Agent
 	volumes   *provisioner.VolumeLoop
 	snapshots *provisioner.SnapshotLoop
+	offers    *provisioner.Offers
 	backups   *provisioner.BackupLoop
 	csi       *csi.Server
 	http      *process.HTTP
@@ -63,7 +64,13 @@ func New(cfg Config, s *store.Store, secrets credential.Reader, controller provi
 	o.Disks, o.PoolBytes = cfg.disks, cfg.poolBytes
 	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.Node.Source, secrets)
 	o.Restorer = repositories.Image
-	a := &Agent{Registry: registry, Address: peers.address, store: s, disks: disks, node: node.New(cfg.NodeName, s, disks, o), volumes: provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: offers, Identity: peers.identity, Repositories: repositories}), snapshots: provisioner.NewSnapshotLoop(s, engines), backups: provisioner.NewBackupLoop(cfg.NodeName, s, engines, repositories, clock.RealClock{})}
+	a := &Agent{
+		Registry: registry, Address: peers.address, store: s, disks: disks, offers: offers,
+		node:      node.New(cfg.NodeName, s, disks, o),
+		volumes:   provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{Offers: offers, Identity: peers.identity, Repositories: repositories}),
+		snapshots: provisioner.NewSnapshotLoop(s, engines),
+		backups:   provisioner.NewBackupLoop(cfg.NodeName, s, engines, repositories, clock.RealClock{}),
+	}
 	stageWait := newStageWait(registry)
 	a.csi, err = csi.New(csi.Options{
 		Endpoint: cfg.CSIEndpoint, Version: program.Version, Durations: process.NewRPCSeconds(registry), Ready: func() error { return process.ReadyNow(a.Ready) }, Controller: controller,
@@ -97,7 +104,7 @@ func newStageWait(r prometheus.Registerer) prometheus.Histogram {
 // Run runs the parts, and others beside them that use the same store, until ctx ends or one of them fails; then it closes
 // the disks.
 func (a *Agent) Run(ctx context.Context, others ...process.Part) error {
-	parts := append([]process.Part{a.store, a.node, a.volumes, a.snapshots, a.backups, a.csi, a.http, a.peers, process.Memory{}}, others...)
+	parts := append([]process.Part{a.store, a.node, a.volumes, a.snapshots, a.offers, a.backups, a.csi, a.http, a.peers, process.Memory{}}, others...)
 	err := process.Run(ctx, parts...)
 	return errors.Join(err, process.Stopped(ctx, "disks", a.disks.Close))
 }

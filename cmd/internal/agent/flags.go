@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/net/http/httpproxy"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage/disk"
@@ -42,16 +41,16 @@ type Flags struct {
 func (f *Flags) AddTo(flags *pflag.FlagSet, dataDir, nodeName string) {
 	flags.StringVar(&f.dataDir, "data-dir", "/var/lib/plinth", dataDir)
 	flags.StringVar(&f.NodeName, "node-name", "", nodeName)
-	flags.StringArrayVar(&f.disks, "disk", nil, "`directory` for copies and volumes; may be given several times (default: <data-dir>/disk). On XFS or btrfs it is used as it is; elsewhere a pool file is made in it")
+	flags.StringArrayVar(&f.disks, "disk", nil, "`directory` for copies and volumes; may be repeated (default: <data-dir>/disk). On XFS or btrfs it is used as it is; elsewhere a pool file is made in it")
 	flags.StringVar(&f.poolSize, "pool-size", "", "`size` of a pool file, e.g. 200Gi; it is sparse (default: 80 % of the free space)")
 	flags.StringVar(&f.httpListen, "http-listen", "", process.HTTPListenHelp)
-	flags.StringSliceVar(&f.allowSourceCIDRs, "allow-source-cidr", nil, "`CIDR` that images may be downloaded from though it is denied by default (loopback, link-local, metadata); may be given several times")
+	flags.StringSliceVar(&f.allowSourceCIDRs, "allow-source-cidr", nil, "`CIDR` that images may be downloaded from though it is denied by default (loopback, link-local, metadata); may be repeated")
 	flags.StringVar(&f.maxImageSize, "max-image-size", "16Ti", "largest virtual `size` that an image may have")
 	flags.IntVar(&f.maxFetches, "max-fetches", 5, "`number` of images fetched at once")
 	flags.IntVar(&f.downloadRanges, "download-ranges", 4, "`number` of connections that one large download uses at once")
 	flags.StringVar(&f.peerListen, "peer-listen", "127.0.0.1:0", "`address` of the HTTPS server for uploads, downloads and peers; port 0 takes a free one")
 	flags.StringVar(&f.advertiseAddress, "advertise-address", "", "`address` where others reach that server, host or host:port (default: where it listens)")
-	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how `long` an upload may bring nothing before it expires")
+	flags.DurationVar(&f.uploadIdle, "upload-idle", transfer.DefaultIdle, "how long an upload may bring nothing before it expires")
 	flags.StringVar(&f.peerBandwidth, "peer-bandwidth", "", "most `bytes` of images a second that are sent to other nodes and to people, e.g. 100Mi (default: no limit)")
 	f.scrub.add(flags)
 }
@@ -84,7 +83,7 @@ func (f *Flags) Config() (Config, error) {
 		return cfg, err
 	}
 	if f.poolSize != "" {
-		if cfg.poolBytes, err = sizeFlag("pool-size", f.poolSize, disk.MinPoolBytes); err != nil {
+		if cfg.poolBytes, err = program.Size("pool-size", f.poolSize, disk.MinPoolBytes); err != nil {
 			return cfg, err
 		}
 	}
@@ -124,7 +123,7 @@ func (f *Flags) limits(o *node.Options) error {
 		}
 		o.Source.AllowCIDRs = append(o.Source.AllowCIDRs, prefix)
 	}
-	virtual, err := sizeFlag("max-image-size", f.maxImageSize, 1)
+	virtual, err := program.Size("max-image-size", f.maxImageSize, 1)
 	if err != nil {
 		return err
 	}
@@ -140,16 +139,4 @@ func (f *Flags) limits(o *node.Options) error {
 	o.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	o.Version = program.Version
 	return f.scrub.apply(o)
-}
-
-// sizeFlag reads a size in bytes, with or without a unit.
-func sizeFlag(flag, value string, least int64) (int64, error) {
-	q, err := resource.ParseQuantity(value)
-	if err != nil {
-		return 0, program.FlagError(flag, "%q is no size; write bytes, or a number with a unit such as 200Gi", value)
-	}
-	if q.Value() < least {
-		return 0, program.FlagError(flag, "%s is too little; give at least %d bytes", value, least)
-	}
-	return q.Value(), nil
 }

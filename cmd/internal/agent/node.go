@@ -25,7 +25,7 @@ type NodeFlags struct {
 // AddTo adds the flags to a command's.
 func (f *NodeFlags) AddTo(flags *pflag.FlagSet) {
 	f.Flags.AddTo(flags, "`directory` of the agent's key, its secrets and its disk", "`name` of this machine in Plinth's objects and in topology: the command runs the agent when it is given")
-	flags.DurationVar(&f.heartbeat, "heartbeat", node.DefaultHeartbeat, "`time` between two signs of life; the controllers' --node-silence must leave room for three")
+	flags.DurationVar(&f.heartbeat, "heartbeat", node.DefaultHeartbeat, "time between two signs of life; the controllers' --node-silence must leave room for three")
 }
 
 // Config checks the flags. What it refuses is Invalid and names the flag.

@@ -37,7 +37,7 @@ func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
 		return p, program.FlagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
 	}
 	if f.peerBandwidth != "" {
-		p.bandwidth, err = sizeFlag("peer-bandwidth", f.peerBandwidth, 1)
+		p.bandwidth, err = program.Size("peer-bandwidth", f.peerBandwidth, 1)
 	}
 	return p, err
 }
@@ -78,7 +78,7 @@ func (p peerConfig) open(maxUpload int64) (*peers, error) {
 	shares := fetch.NewShares()
 	return &peers{
 		listener: l, identity: identity, uploads: transfer.NewUploads(p.uploadIdle, maxUpload, clock.RealClock{}), shares: shares,
-		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares},
+		address: p.address(l.Addr().String()), options: transfer.Options{BytesPerSecond: p.bandwidth, Shares: shares, LocalDir: transfer.LocalDir},
 	}, nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/credential/kubernetes"
 )
 
 // SecretsDirectory is the directory of secrets below that of the data.
@@ -56,10 +57,10 @@ func (s *secrets) choose() (credential.Reader, error) {
 		s.chosen = s.file
 		return s.chosen, nil
 	}
-	kubernetes, err := credential.NewKubernetes(s.cfg)
+	inKubernetes, err := kubernetes.New(s.cfg)
 	if err != nil {
 		return nil, err
 	}
-	s.chosen = kubernetes
+	s.chosen = inKubernetes
 	return s.chosen, nil
 }

@@ -23,7 +23,7 @@ import (
 
 	"plinth.dev/plinth/backingimage/cluster"
 	"plinth.dev/plinth/backingimage/controller"
-	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/credential/kubernetes"
 	"plinth.dev/plinth/backingimage/store"
 	"plinth.dev/plinth/cmd/internal/process"
 	"plinth.dev/plinth/cmd/internal/program"
@@ -37,6 +37,7 @@ func Loops(s *store.Store, o controller.Options, r *provisioner.Repositories) pr
 	return loops{
 		controller.NewImages(s, o), controller.NewNodes(s, o), controller.NewTeller(s, o), controller.NewDrains(s, o), provisioner.NewAbandoned(s), provisioner.NewReaders(s), provisioner.NewPoints(s),
 		provisioner.NewBackupController(s, r), provisioner.NewBackupTargets(s, r, clock.RealClock{}), provisioner.NewBackupPolicies(s, clock.RealClock{}),
+		provisioner.NewBackupTeller(s, o.Recorder),
 	}
 }
 
@@ -84,7 +85,7 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets, err := credential.NewKubernetes(api)
+	secrets, err := kubernetes.New(api)
 	if err != nil {
 		return nil, err
 	}

@@ -21,11 +21,11 @@ type Flags struct {
 
 // AddTo adds the flags to a command's.
 func (f *Flags) AddTo(flags *pflag.FlagSet) {
-	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes and images")
+	flags.Int64Var(&f.overProvisioning, "over-provisioning", 200, "`percent` of a disk's capacity that may be promised to volumes, snapshots and images")
 	flags.Int64Var(&f.minimalAvailable, "minimal-available", 10, "`percent` of a disk's capacity that must be free for it to get new volumes and copies")
-	flags.DurationVar(&f.cleanupWait, "cleanup-wait", time.Hour, "`time` after its last use for which a copy stays that nothing wants; 0: for ever")
-	flags.DurationVar(&f.recoveryWait, "recovery-wait", 5*time.Minute, "`time` for which a copy that cannot be reached counts as there, before another is made")
-	flags.DurationVar(&f.nodeSilence, "node-silence", time.Minute, "`time` without a heartbeat after which a node counts as silent")
+	flags.DurationVar(&f.cleanupWait, "cleanup-wait", time.Hour, "time after its last use for which a copy stays that nothing wants; 0: for ever")
+	flags.DurationVar(&f.recoveryWait, "recovery-wait", 5*time.Minute, "time for which a copy that cannot be reached counts as there, before another is made")
+	flags.DurationVar(&f.nodeSilence, "node-silence", time.Minute, "time without a heartbeat after which a node counts as silent")
 }
 
 // Config is what the flags mean.

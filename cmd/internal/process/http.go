@@ -19,6 +19,14 @@ import (
 // readyTimeout bounds how long /readyz waits before it answers no.
 const readyTimeout = time.Second
 
+// Times that whoever asks has: nobody proves who it is, and must not keep connections.
+var requestTimeout = 10 * time.Second // to send all of a request; replaced in tests
+
+const (
+	answerTimeout = time.Minute     // to take the answer
+	idleTimeout   = 2 * time.Minute // between two requests
+)
+
 // HTTPListenHelp is the help of --http-listen.
 const HTTPListenHelp = "`address` for /healthz, /readyz and /metrics, e.g. 127.0.0.1:9280 (default: none)"
 
@@ -67,7 +75,7 @@ func (s *HTTP) Run(ctx context.Context) error {
 		return backingimage.Errorf(backingimage.Invalid, "--http-listen: %w", err)
 	}
 	klog.FromContext(ctx).Info("Serving /healthz, /readyz and /metrics", "address", l.Addr())
-	server := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: s.handler, ReadTimeout: requestTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout}
 	context.AfterFunc(ctx, func() { server.Close() })
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve http on %s: %w", s.address, err)

@@ -90,13 +90,3 @@ func ErrorText(ctx context.Context, err error) string {
 	}
 	return err.Error()
 }
-
-// KindNamed is the Kind whose name a status reason carries; Internal when it carries none.
-func KindNamed(reason string) backingimage.Kind {
-	for k := backingimage.Internal; k <= backingimage.Corrupt; k++ {
-		if k.String() == reason {
-			return k
-		}
-	}
-	return backingimage.Internal
-}

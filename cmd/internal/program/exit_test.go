@@ -23,8 +23,8 @@ func TestExitCodeOfEveryKindIsDocumented(t *testing.T) {
 		if k != backingimage.Internal && code == exitInternal {
 			t.Errorf("%s ends with the exit code of Internal", k)
 		}
-		if KindNamed(k.String()) != k {
-			t.Errorf("the status reason %s is read back as %s", k, KindNamed(k.String()))
+		if named := backingimage.KindNamed(k.String()); named != k {
+			t.Errorf("the status reason %s is read back as %s", k, named)
 		}
 	}
 }

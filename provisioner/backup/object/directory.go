@@ -18,9 +18,6 @@ import (
 
 // openDirectory opens a directory as a bucket. It must be there: made by us, it would be on the wrong filesystem whenever the one that
 // belongs there is not mounted.
-//
-// Whoever may write there may read and write what is in it: in Kubernetes agents are root and the controllers another user, who share the
-// directory of a group (chgrp, chmod 2770). Where its owner alone may write, what is in it is its owner's alone.
 func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, error) {
 	if err := isDirectory(l.Path); err != nil {
 		return Bucket{}, err
@@ -29,8 +26,7 @@ func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, err
 	if err != nil {
 		return Bucket{}, classifyErrno(err)
 	}
-	others := writers(info.Mode())
-	b, err := fileblob.OpenBucket(l.Path, &fileblob.Options{Metadata: fileblob.MetadataDontWrite, NoTempDir: true, DirFileMode: 0o700 | others})
+	b, err := fileblob.OpenBucket(l.Path, &fileblob.Options{Metadata: fileblob.MetadataDontWrite, NoTempDir: true, DirFileMode: 0o700})
 	if err != nil {
 		return Bucket{}, fmt.Errorf("open directory %s: %w", l.Path, err)
 	}
@@ -39,8 +35,33 @@ func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, err
 		Classify: func(ctx context.Context, err error) error { return classifyFile(ctx, l.Path, err) },
 		Flush:    func() error { return syncFilesystem(l.Path) },
 		List:     directory(l.Path).list,
-		Share:    func(f *os.File) error { return directory(l.Path).share(f, others) },
+		Made:     directory(l.Path).share(info.Mode()),
 	}, nil
+}
+
+// share gives a group what is made in its directory: one that its members write to and whose group is that of what is in it (setgid), as Kubernetes
+// makes of a volume with an fsGroup. There the controllers and the agents are different users. Nil for other directories, which are one user's.
+func (d directory) share(mode os.FileMode) func(*os.File) error {
+	const group = 0o070
+	if mode&os.ModeSetgid == 0 || mode&group != group {
+		return nil
+	}
+	base := filepath.Clean(string(d))
+	return func(f *os.File) error {
+		for folder := filepath.Dir(f.Name()); len(folder) > len(base); folder = filepath.Dir(folder) {
+			info, err := os.Stat(folder)
+			if err != nil {
+				return err
+			}
+			if info.Mode()&group == group {
+				break // and those above it
+			}
+			if err := os.Chmod(folder, 0o770|os.ModeSetgid); err != nil && !errors.Is(err, unix.EPERM) { // another user's, who is about to
+				return err
+			}
+		}
+		return f.Chmod(0o660)
+	}
 }
 
 // directory lists what is in it. The bucket's own list leaves out what it cannot read, and a list that lacks backups is one by which their
@@ -93,30 +114,6 @@ func (d directory) walk(ctx context.Context, folder, prefix string, each func(Ob
 		}
 	}
 	return nil
-}
-
-// writers are the permissions of a group, and of everybody, where those may write.
-func writers(directory os.FileMode) (others os.FileMode) {
-	for _, who := range []os.FileMode{0o070, 0o007} {
-		if directory&who&0o022 != 0 {
-			others |= who
-		}
-	}
-	return others
-}
-
-// share gives a new file, and the folders on the way to it, the permissions of others; the umask takes them away.
-func (d directory) share(f *os.File, others os.FileMode) error {
-	for folder := filepath.Dir(f.Name()); others != 0 && len(folder) > len(d); folder = filepath.Dir(folder) {
-		info, err := os.Stat(folder)
-		if err != nil || info.Mode()&others == others {
-			break // those above it have them too
-		}
-		if err := os.Chmod(folder, info.Mode()|others); err != nil && !errors.Is(err, unix.EPERM) { // who made it gives them
-			return err
-		}
-	}
-	return f.Chmod(0o600 | others&0o066)
 }
 
 func isDirectory(path string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -26,12 +27,12 @@ const (
 type Location struct {
 	Scheme string
 	Bucket string // bucket or container; "" of a directory
-	Region string // of an S3 bucket, when the URL says it as s3://bucket@region/
+	Region string // of an S3 bucket, when the URL says it as s3://bucket@region/; of a container, what the names of its cloud's hosts end with
 	Path   string // of a directory, absolute; else the prefix in the bucket, without slashes around it
 }
 
-// ParseLocation reads a store's URL: s3://bucket/prefix, s3://bucket@region/prefix, gs://bucket/prefix, azblob://container/prefix or
-// file:///directory. Invalid, with the field's name, for anything else.
+// ParseLocation reads a store's URL: s3://bucket/prefix, s3://bucket@region/prefix, gs://bucket/prefix, azblob://container/prefix,
+// azblob://container@core.windows.net/prefix or file:///directory. Invalid, with the field's name, for anything else.
 func ParseLocation(field, raw string) (Location, error) {
 	invalid := func(what string) (Location, error) {
 		return Location{}, backingimage.Errorf(backingimage.Invalid, "%s: %q %s", field, source.RedactURL(raw), what)
@@ -41,7 +42,7 @@ func ParseLocation(field, raw string) (Location, error) {
 	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme == "" || u.Opaque != "" {
-		return invalid("is not a URL; write it as s3://bucket/prefix or file:///directory")
+		return invalid("is not a URL; write it as s3://bucket/prefix, gs://bucket/prefix, azblob://container/prefix or file:///directory")
 	}
 	if climbs(u.Path) {
 		return invalid("has a path with .. or an empty part in it; write it plainly")
@@ -53,22 +54,45 @@ func ParseLocation(field, raw string) (Location, error) {
 			return invalid("names no directory; write it with three slashes, as file:///mnt/backups")
 		}
 		l.Path = "/" + l.Path
-	case SchemeS3:
+	case SchemeS3, SchemeGCS, SchemeAzure:
 		if u.User != nil { // Longhorn's form
 			if _, secret := u.User.Password(); secret {
 				return invalid("holds a password, which everyone who can read the target could read too; put the keys into a secret and name that")
 			}
 			l.Bucket, l.Region = u.User.Username(), u.Host
 		}
-		return l, source.ValidateBucket(l.Bucket)
-	case SchemeGCS, SchemeAzure:
-		if l.Bucket == "" || u.User != nil {
-			return invalid("names no bucket; write it as " + l.Scheme + "://name/prefix")
+		if l.Scheme == SchemeS3 {
+			return l, source.ValidateBucket(l.Bucket)
+		}
+		if what := l.misnamed(); what != "" {
+			return invalid(what)
 		}
 	default:
 		return invalid("has a scheme that no backup target has; use s3, gs, azblob or file")
 	}
 	return l, nil
+}
+
+// Names of buckets and containers, and of the hosts of Azure's clouds, as far as they become part of a URL.
+var (
+	gcsBucket      = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
+	azureContainer = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)
+	azureSuffix    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+$`)
+)
+
+// misnamed says what is wrong with the names in a location in a public cloud, "" for nothing.
+func (l Location) misnamed() string {
+	switch {
+	case l.Scheme == SchemeGCS && l.Region != "":
+		return "has an @; write it as gs://bucket/prefix"
+	case l.Scheme == SchemeGCS && !gcsBucket.MatchString(l.Bucket):
+		return "does not name a bucket, which has 3 to 222 lower-case letters, digits, hyphens, underscores and dots; write it as gs://bucket/prefix"
+	case l.Scheme == SchemeAzure && !azureContainer.MatchString(l.Bucket):
+		return "does not name a container, which has 3 to 63 lower-case letters, digits and single hyphens; write it as azblob://container/prefix"
+	case l.Scheme == SchemeAzure && l.Region != "" && !azureSuffix.MatchString(l.Region):
+		return "names no cloud behind the @; write it as azblob://container@core.windows.net/prefix, or leave that out"
+	}
+	return ""
 }
 
 func climbs(p string) bool {
@@ -102,7 +126,7 @@ func (all Openers) Open(ctx context.Context, l Location, access source.Options, 
 		open, ok = openDirectory, true
 	}
 	if !ok {
-		return nil, backingimage.Errorf(backingimage.Unsupported, "backup target %s: this version keeps no backups in %s://; use s3:// or file://", l, l.Scheme)
+		return nil, backingimage.Errorf(backingimage.Unsupported, "backup target %s: this program keeps no backups in %s://", l, l.Scheme)
 	}
 	b, err := open(ctx, l, access)
 	if err != nil {

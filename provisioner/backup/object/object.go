@@ -37,8 +37,11 @@ type Bucket struct {
 	Flush func() error
 	// List gives all objects whose name begins with prefix, in order; nil where the bucket's own list does.
 	List func(ctx context.Context, prefix string, each func(Object) error) error
-	// Share lets others use a new object of a directory as they may use the directory, before it is written; nil elsewhere.
-	Share func(*os.File) error
+	// Made is called with each new file of a directory's bucket before it is written; it may be nil.
+	Made func(*os.File) error
+	// Sending prepares what as gives, as blob.WriterOptions.BeforeWrite has it, for the server to compare the object that it gets; nil where
+	// that happens anyway.
+	Sending func(data []byte, as func(any) bool)
 	// Close is called after the bucket was closed; it may be nil.
 	Close func() error
 }
@@ -204,8 +207,8 @@ func (s *Store) put(ctx context.Context, name string, data []byte, synced, fresh
 func (s *Store) write(ctx context.Context, name string, data []byte, synced, fresh bool) error {
 	var file *os.File // of a directory's bucket
 	o := &blob.WriterOptions{ContentType: "application/octet-stream", IfNotExist: fresh, BeforeWrite: func(as func(any) bool) error {
-		if as(&file) && s.bucket.Share != nil {
-			return s.bucket.Share(file)
+		if as(&file) && s.bucket.Made != nil {
+			return s.bucket.Made(file)
 		}
 		return nil
 	}}

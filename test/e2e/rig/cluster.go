@@ -27,6 +27,8 @@ type Options struct {
 	Programs  Programs // from Build
 	Nodes     int
 	Archives  []string // of the images that every node has
+
+	CountRequests bool // to the API server, see Requests
 }
 
 // Cluster is a Kubernetes.
@@ -85,7 +87,7 @@ func (c *Cluster) Logs() string { return c.logs() }
 
 const sharedName = "shared"
 
-// Shared is the directory that every node has at /srv/shared, as machines have what they mount of one server.
+// Shared is the directory that every node has at /mnt/backups, as machines have what they mount of one server.
 func (c *Cluster) Shared() string { return filepath.Join(c.options.Directory, sharedName) }
 
 func (c *Cluster) network(ctx context.Context) error {
@@ -116,7 +118,11 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 	if err := eventually(time.Minute, "etcd", func() error { return c.answers(ctx, etcd+"/health") }); err != nil {
 		return err
 	}
-	if err := c.start("kube-apiserver", c.apiServerFlags(etcd)...); err != nil {
+	audit, err := c.auditFlags()
+	if err != nil {
+		return err
+	}
+	if err := c.start("kube-apiserver", append(c.apiServerFlags(etcd), audit...)...); err != nil {
 		return err
 	}
 	err = eventually(2*time.Minute, "the API server", func() error {

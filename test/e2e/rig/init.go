@@ -49,7 +49,7 @@ func furnish(dir string) error {
 		func() error { return bind("/dev", filepath.Join(root, "dev"), unix.MS_REC) },
 		func() error { return bind(string(programs), filepath.Join(root, "opt/plinth-e2e"), 0) },
 		func() error {
-			return bind(filepath.Join(filepath.Dir(dir), sharedName), filepath.Join(root, "srv/shared"), 0)
+			return bind(filepath.Join(filepath.Dir(dir), sharedName), filepath.Join(root, "mnt/backups"), 0)
 		},
 		func() error { return mountSys(root) },
 		func() error { return mountProc(dir, root) },

@@ -13,7 +13,7 @@ var sharedEtc = []string{"ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternati
 
 // ownDirectories are those of a node's root that are its own. /usr, /dev and the libraries are the host's.
 var ownDirectories = []string{
-	"dev", "etc/cni/net.d", "etc/containerd", "etc/kubernetes", "opt/plinth-e2e", "proc", "root", "run", "srv/shared", "sys", "tmp", "usr", "old",
+	"dev", "etc/cni/net.d", "etc/containerd", "etc/kubernetes", "opt/plinth-e2e", "proc", "root", "run", "mnt/backups", "sys", "tmp", "usr", "old",
 	"var/lib/containerd", "var/lib/kubelet", "var/lib/cni", "var/log/pods", "var/log/containers", "var/tmp",
 }
 

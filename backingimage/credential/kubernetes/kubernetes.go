@@ -1,4 +1,6 @@
-package credential
+// Package kubernetes keeps credentials as Kubernetes' Secrets. It is apart from package credential because a client of Kubernetes is dear to
+// link, and not every program that reads credentials has one.
+package kubernetes
 
 import (
 	"cmp"
@@ -15,15 +17,16 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/cluster"
+	"plinth.dev/plinth/backingimage/credential"
 )
 
-// Kubernetes is a Store of Kubernetes' Secrets. Reading takes "get" on the secrets that images name; Put, Delete and List are for
+// Store is a credential.Store of Kubernetes' Secrets. Reading takes "get" on the secrets that images name; Put, Delete and List are for
 // the namespace in which Plinth keeps those that come with CSI calls.
-type Kubernetes struct {
+type Store struct {
 	in cluster.In[*corev1.Secret, *corev1.SecretList]
 }
 
-var _ Store = (*Kubernetes)(nil)
+var _ credential.Store = (*Store)(nil)
 
 // madeLabel marks the Secrets that Plinth made, the only ones that it changes, deletes or lists.
 const (
@@ -31,15 +34,15 @@ const (
 	madeValue = "plinth"
 )
 
-// NewKubernetes makes the Store of a cluster. It does not connect.
-func NewKubernetes(cfg *rest.Config) (*Kubernetes, error) {
+// New makes the Store of a cluster. It does not connect.
+func New(cfg *rest.Config) (*Store, error) {
 	in, err := cluster.Resource(cfg, corev1.SchemeGroupVersion, "secrets",
 		func() *corev1.Secret { return &corev1.Secret{} }, func() *corev1.SecretList { return &corev1.SecretList{} })
-	return &Kubernetes{in: in}, err
+	return &Store{in: in}, err
 }
 
-// Get implements Reader.
-func (k *Kubernetes) Get(ctx context.Context, ref Ref) (map[string][]byte, error) {
+// Get implements credential.Reader.
+func (k *Store) Get(ctx context.Context, ref credential.Ref) (map[string][]byte, error) {
 	secret, err := k.in(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, classify("read", ref, err)
@@ -47,8 +50,8 @@ func (k *Kubernetes) Get(ctx context.Context, ref Ref) (map[string][]byte, error
 	return secret.Data, nil
 }
 
-// Put implements Store. A Secret of that name that Plinth did not make is a Conflict.
-func (k *Kubernetes) Put(ctx context.Context, ref Ref, data map[string][]byte) error {
+// Put implements credential.Store. A Secret of that name that Plinth did not make is a Conflict.
+func (k *Store) Put(ctx context.Context, ref credential.Ref, data map[string][]byte) error {
 	wanted := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: ref.Name, Namespace: ref.Namespace, Labels: map[string]string{madeLabel: madeValue}}, Data: data}
 	_, err := k.in(ref.Namespace).Create(ctx, wanted, metav1.CreateOptions{})
 	if !apierrors.IsAlreadyExists(err) {
@@ -63,8 +66,8 @@ func (k *Kubernetes) Put(ctx context.Context, ref Ref, data map[string][]byte) e
 	return classify("write", ref, err)
 }
 
-// Delete implements Store. A Secret that Plinth did not make is a Conflict.
-func (k *Kubernetes) Delete(ctx context.Context, ref Ref) error {
+// Delete implements credential.Store. A Secret that Plinth did not make is a Conflict.
+func (k *Store) Delete(ctx context.Context, ref credential.Ref) error {
 	existing, err := k.made(ctx, ref)
 	if err != nil {
 		return backingimage.IgnoreNotFound(err)
@@ -74,7 +77,7 @@ func (k *Kubernetes) Delete(ctx context.Context, ref Ref) error {
 }
 
 // made returns a Secret that Plinth made.
-func (k *Kubernetes) made(ctx context.Context, ref Ref) (*corev1.Secret, error) {
+func (k *Store) made(ctx context.Context, ref credential.Ref) (*corev1.Secret, error) {
 	secret, err := k.in(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, classify("read", ref, err)
@@ -85,24 +88,24 @@ func (k *Kubernetes) made(ctx context.Context, ref Ref) (*corev1.Secret, error) 
 	return secret, nil
 }
 
-// List implements Store; it lists what Plinth made.
-func (k *Kubernetes) List(ctx context.Context) ([]Ref, error) {
+// List implements credential.Store; it lists what Plinth made.
+func (k *Store) List(ctx context.Context) ([]credential.Ref, error) {
 	list, err := k.in(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: madeLabel + "=" + madeValue})
 	if err != nil {
 		return nil, fmt.Errorf("list secrets: %w", err)
 	}
-	var refs []Ref
+	var refs []credential.Ref
 	for _, s := range list.Items {
-		refs = append(refs, Ref{Namespace: s.Namespace, Name: s.Name})
+		refs = append(refs, credential.Ref{Namespace: s.Namespace, Name: s.Name})
 	}
-	slices.SortFunc(refs, func(a, b Ref) int {
+	slices.SortFunc(refs, func(a, b credential.Ref) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
 	return refs, nil
 }
 
 // classify gives an API server's error its Kind. No message of such a server holds a secret's content.
-func classify(action string, ref Ref, err error) error {
+func classify(action string, ref credential.Ref, err error) error {
 	kind := backingimage.Internal
 	switch {
 	case err == nil:
