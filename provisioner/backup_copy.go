@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"k8s.io/klog/v2"
+
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/disk"
@@ -223,9 +225,7 @@ func (c *copying) keepImage(ctx context.Context, image *v1alpha1.BackingImage) (
 	kept := &backup.Image{
 		Name: image.Name, ContentDigest: digest, Checksum: cmp.Or(image.Spec.Checksum, image.Status.Checksum), Labels: maps.Clone(image.Labels),
 	}
-	if parameters := image.Spec.Parameters(); isPublic(parameters) {
-		kept.SourceType, kept.SourceParameters = string(image.Spec.SourceType), parameters
-	}
+	c.keepSource(ctx, image, kept)
 	digests := c.digests(image)
 	if !c.backup.Spec.Full { // which looks at each block
 		known, err := c.repository.FindImage(ctx, digest, digests)
@@ -255,6 +255,26 @@ func (c *copying) keepImage(ctx context.Context, image *v1alpha1.BackingImage) (
 	}
 	kept.Content, err = c.session.Write(ctx, backup.Input{File: file, Bytes: info.Size(), Changed: data, Digests: digests}, c.report)
 	return kept, err
+}
+
+// keepSource writes down where an image came from, when anyone may know that. Of one that was itself restored that is what its backup says, as long as
+// that is there.
+func (c *copying) keepSource(ctx context.Context, image *v1alpha1.BackingImage, kept *backup.Image) {
+	parameters := image.Spec.Parameters()
+	if isPublic(parameters) {
+		kept.SourceType, kept.SourceParameters = string(image.Spec.SourceType), parameters
+	}
+	if image.Spec.SourceType != v1alpha1.SourceRestore {
+		return
+	}
+	f, err := c.repositories.imageBackup(ctx, parameters[v1alpha1.ParameterBackupURL], parameters[v1alpha1.ParameterBackupTargetName])
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("It is not known any more where a restored image came from first", "backingImage", image.Name, "reason", err.Error())
+		return
+	}
+	if was := f.manifest.Image; was != nil && was.ContentDigest == kept.ContentDigest && f.origin() != nil {
+		kept.SourceType, kept.SourceParameters, kept.Checksum = was.SourceType, was.SourceParameters, was.Checksum
+	}
 }
 
 // isPublic reports whether source parameters may be told to whoever can read the target: a URL's query may be a secret.

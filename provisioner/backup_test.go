@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,7 +18,9 @@ import (
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
 	"plinth.dev/plinth/backingimage/credential"
 	"plinth.dev/plinth/backingimage/node/nodetest"
+	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/provisioner"
+	"plinth.dev/plinth/provisioner/backup/object"
 )
 
 // backupKey is the key of the encrypted targets.
@@ -94,8 +97,36 @@ func TestBackups(t *testing.T) {
 	}
 }
 
+// slowTarget holds up nobody for longer than they want to wait.
+func slowTarget(t *testing.T, w *world) {
+	_, err := w.Store.Targets.Create(t.Context(), &v1alpha1.BackupTarget{ObjectMeta: metav1.ObjectMeta{Name: "slow"}, Spec: v1alpha1.BackupTargetSpec{URL: "s3://slow"}})
+	must(t, err)
+	opening := make(chan struct{})
+	all := provisioner.NewRepositories(w.Store, object.Openers{"s3": func(ctx context.Context, _ object.Location, _ source.Options) (object.Bucket, error) {
+		close(opening)
+		<-ctx.Done()
+		return object.Bucket{}, ctx.Err()
+	}}, source.Options{}, nil)
+	first, end := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = all.Open(first, "slow")
+	}()
+	<-opening
+	impatient, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := all.Open(impatient, "slow"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	end()
+	<-ended
+	must(t, w.Store.Targets.Delete(t.Context(), "slow"))
+}
+
 func testBackups(t *testing.T, key string) {
 	w, ctx, place := newWorld(t), context.Background(), t.TempDir()
+	slowTarget(t, w)
 	url := "file://" + place
 	w.target(t, "lost", "file://"+place+"/not-mounted", "", metav1.ConditionFalse)
 	must(t, w.Store.Targets.Delete(ctx, "lost"))

@@ -16,6 +16,10 @@ type Claims interface {
 	Get(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error)
 }
 
+// selectedNodeAnnotation is at a claim that is bound late: the node that the scheduler chose. At any other, the order in which the provisioner sidecar names
+// nodes is one by the claim's name.
+const selectedNodeAnnotation = "volume.kubernetes.io/selected-node"
+
 // claimOf is the claim that a volume is asked for, as the provisioner sidecar's --extra-create-metadata tells; nil when nobody says.
 func claimOf(parameters map[string]string) *v1alpha1.VolumeClaim {
 	c := v1alpha1.VolumeClaim{Namespace: parameters[keyClaimNamespace], Name: parameters[keyClaimName]}
@@ -46,6 +50,7 @@ func (p *Provisioner) resolveClaim(ctx context.Context, d *draft) error {
 		return err
 	}
 	d.claim.UID = claim.UID
+	d.anyNode = claim.Annotations[selectedNodeAnnotation] == ""
 	return p.overrideImage(ctx, d, claim.Annotations[v1alpha1.ImageAnnotation])
 }
 

@@ -21,7 +21,7 @@ import (
 	"plinth.dev/plinth/provisioner"
 )
 
-// claims are those of namespace shop, with the image that their annotation names.
+// claims are those of namespace shop, with the image that their annotation names. For those whose name begins with "late", a scheduler has chosen a node.
 type claims map[string]string
 
 func (c claims) Get(_ context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error) {
@@ -29,9 +29,12 @@ func (c claims) Get(_ context.Context, namespace, name string) (*corev1.Persiste
 	if !exists || namespace != "shop" {
 		return nil, backingimage.Errorf(backingimage.NotFound, "there is no claim %s/%s", namespace, name)
 	}
-	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name)}}
+	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name), Annotations: map[string]string{}}}
 	if image != "" {
-		claim.Annotations = map[string]string{v1alpha1.ImageAnnotation: image}
+		claim.Annotations[v1alpha1.ImageAnnotation] = image
+	}
+	if strings.HasPrefix(name, "late") {
+		claim.Annotations["volume.kubernetes.io/selected-node"] = "as the request says"
 	}
 	return claim, nil
 }

@@ -20,6 +20,7 @@ type draft struct {
 	request    CreateRequest
 	parameters Parameters
 	claim      *v1alpha1.VolumeClaim  // the claim that it is for, if any
+	anyNode    bool                   // nobody has chosen a node for it: the order of the request's nodes only spreads volumes
 	source     *origin                // the volume or snapshot it is made from, if any
 	restore    *found                 // the backup that it is restored from, if any
 	image      *v1alpha1.BackingImage // the image it starts from, if any
@@ -128,7 +129,7 @@ func (p *Provisioner) createImage(ctx context.Context, d *draft) (*v1alpha1.Back
 		image.Spec.SourceParameters[k] = v1alpha1.SourceParameter(v)
 	}
 	if d.wantsSecret() {
-		nameSecret(image)
+		p.nameSecret(image)
 	}
 	klog.FromContext(ctx).Info("Creating backing image on demand", "backingImage", image.Name, "sourceType", params.SourceType)
 	return p.store.Images.Create(ctx, image)

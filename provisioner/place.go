@@ -17,7 +17,7 @@ import (
 )
 
 // place chooses the disk: allowed by topology and selectors, with room, near the front of the wanted nodes, and
-// best one that already holds a ready copy of the image.
+// best one that already holds a ready copy of the image, or gets one. Where nobody has chosen a node, the copy counts first.
 func (p *Provisioner) place(_ context.Context, d *draft) error {
 	if d.request.ReadOnlyMany {
 		return nil // it is wherever it is read
@@ -31,7 +31,7 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 			refusals = append(refusals, fmt.Sprintf("disk %s on node %s: %s", disk.Name, disk.Spec.NodeName, why))
 			continue
 		}
-		c.rank(d, p.copyState(d.image, disk.Name))
+		c.judge(d, p.copyState(d.image, disk.Name))
 		if best == nil || c.compare(best) < 0 {
 			best = c
 		}
@@ -56,22 +56,20 @@ func noDisk(bytes int64, refusals []string) error {
 // candidate is a disk and the figures that decide.
 type candidate struct {
 	disk     *v1alpha1.Disk
-	promised int64 // bytes of the volumes, snapshots and images on it
-	away     int   // 1: what it is made from would have to come here from another disk
-	node     int   // place in the order of wanted nodes
-	copy     int   // 0: a ready copy is there, 1: one is coming, 2: none
+	promised int64 // bytes of the volumes and images on it
+	rank     []int // what is compared first to last, the less the better
 }
 
 func (p *Provisioner) candidate(disk *v1alpha1.Disk) *candidate {
 	c := &candidate{disk: disk}
 	for _, v := range p.store.Volumes.By(store.ByDisk, disk.Name) {
-		c.promised += v.Spec.CapacityBytes
+		c.promised = placement.Sum(c.promised, v.Spec.CapacityBytes)
 	}
 	for _, s := range p.store.Snapshots.By(store.ByDisk, disk.Name) {
-		c.promised += placement.SnapshotBytes(s)
+		c.promised = placement.Sum(c.promised, placement.SnapshotBytes(s))
 	}
 	for _, b := range p.store.Copies.By(store.ByDisk, disk.Name) {
-		c.promised += placement.CopyBytes(b)
+		c.promised = placement.Sum(c.promised, placement.CopyBytes(b))
 	}
 	return c
 }
@@ -126,24 +124,31 @@ func (p *Provisioner) copyState(image *v1alpha1.BackingImage, disk string) v1alp
 	return cmp.Or(c.Status.State, v1alpha1.CopyPending)
 }
 
-func (c *candidate) rank(d *draft, copy v1alpha1.CopyState) {
+// judge gives a candidate its rank: first whether what the volume is made from would have to come here from another disk, then the place of its
+// node in the order of wanted ones, then whether a copy of the image is there or coming. The last two change places where that order is
+// nobody's choice: a second copy for it would be made for nothing.
+func (c *candidate) judge(d *draft, copy v1alpha1.CopyState) {
+	away := 0
 	if d.source != nil && d.source.disk != c.disk.Name {
-		c.away = 1
+		away = 1
 	}
-	c.node = max(slices.Index(d.request.Nodes, c.disk.Spec.NodeName), 0)
+	node := max(slices.Index(d.request.Nodes, c.disk.Spec.NodeName), 0)
+	missing := 1
 	switch copy {
 	case v1alpha1.CopyReady:
-		c.copy = 0
+		missing = 0
 	case "":
-		c.copy = 2
-	default:
-		c.copy = 1
+		missing = 2
+	}
+	c.rank = []int{away, node, missing}
+	if d.anyNode {
+		c.rank = []int{away, missing, node}
 	}
 }
 
 // compare orders candidates, the better first.
 func (c *candidate) compare(o *candidate) int {
-	return cmp.Or(cmp.Compare(c.away, o.away), cmp.Compare(c.node, o.node), cmp.Compare(c.copy, o.copy),
+	return cmp.Or(slices.Compare(c.rank, o.rank),
 		cmp.Compare(c.promised-c.disk.Status.CapacityBytes, o.promised-o.disk.Status.CapacityBytes), cmp.Compare(c.disk.Name, o.disk.Name))
 }
 

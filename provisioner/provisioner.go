@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +38,8 @@ type Options struct {
 	Claims Claims
 	// Credentials keeps the provisioner secrets of images that are made on demand; nil when they cannot be kept.
 	Credentials credential.Store
+	// Namespace in which they are kept; default credential.OwnNamespace.
+	Namespace string
 	// Repositories are where backups are; nil when this controller cannot read them.
 	Repositories *Repositories
 }
@@ -50,6 +53,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.SizeWait == 0 {
 		o.SizeWait = 10 * time.Second
+	}
+	if o.Namespace == "" {
+		o.Namespace = credential.OwnNamespace
 	}
 	if o.AgentWait == 0 {
 		o.AgentWait = time.Minute
@@ -310,4 +316,7 @@ func failure(v *v1alpha1.Volume) error {
 	return backingimage.Errorf(backingimage.Precondition, "volume %s failed: %s", v.Name, v.Status.Message)
 }
 
-func roundUp(bytes int64) int64 { return (bytes + blockBytes - 1) / blockBytes * blockBytes }
+// roundUp is the next size that a device can have, or, of more than that, the largest one: for which no disk has room.
+func roundUp(bytes int64) int64 {
+	return (min(bytes, math.MaxInt64-blockBytes+1) + blockBytes - 1) / blockBytes * blockBytes
+}

@@ -3,6 +3,7 @@ package provisioner_test
 import (
 	"bytes"
 	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -182,7 +183,9 @@ func TestProvisioner(t *testing.T) {
 	})
 
 	t.Run("what no disk can hold is full, with the figures of each disk", func(t *testing.T) {
-		w.refused(t, provisioner.CreateRequest{Name: "pvc-huge", RequiredBytes: 1 << 40}, backingimage.Full, "1 TiB", "200 %")
+		for bytes, says := range map[int64]string{1 << 40: "1 TiB", math.MaxInt64: "8 EiB", math.MaxInt64 - 5807: "8 EiB"} {
+			w.refused(t, provisioner.CreateRequest{Name: "pvc-huge", RequiredBytes: bytes}, backingimage.Full, says, "200 %")
+		}
 	})
 
 	t.Run("a node that is not here is full, and named", func(t *testing.T) {
@@ -249,6 +252,9 @@ func TestVolumeLife(t *testing.T) {
 		}
 		if bytes, err := w.volumes.Expand(ctx, "empty", 16<<20, 0); err != nil || bytes != 16<<20 {
 			t.Errorf("expanded to %d: %v", bytes, err)
+		}
+		if bytes, err := w.volumes.Expand(ctx, "empty", math.MaxInt64, 0); !backingimage.Is(err, backingimage.Full) {
+			t.Errorf("expanded beyond all that can be counted, to %d: %v", bytes, err)
 		}
 		if content, err := os.ReadFile(a.Device); err != nil || len(content) != 16<<20 {
 			t.Errorf("the device has %d bytes (%v)", len(content), err)

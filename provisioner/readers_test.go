@@ -28,6 +28,7 @@ type readers struct {
 	machines []*nodetest.Machine
 	nodes    []provisioner.Node
 	volumes  provisioner.Controller
+	claims   claims
 }
 
 func newReaders(t *testing.T, count int) *readers {
@@ -37,7 +38,7 @@ func newReaders(t *testing.T, count int) *readers {
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))
 	}
-	r := &readers{machines: nodetest.Cluster(t, embeddedtest.MustStart(t), names...), nodes: make([]provisioner.Node, count)}
+	r := &readers{machines: nodetest.Cluster(t, embeddedtest.MustStart(t), names...), nodes: make([]provisioner.Node, count), claims: claims{}}
 	for i, m := range r.machines {
 		m.Disks = []*disk.Disk{disktest.MustPool(t, nodetest.PoolBytes)}
 		m.More = func(s *store.Store) []nodetest.Part {
@@ -47,7 +48,7 @@ func newReaders(t *testing.T, count int) *readers {
 			r.nodes[i] = provisioner.NewAttacher(m.NodeName, s, engines, clock.RealClock{}, nil)
 			parts := []nodetest.Part{provisioner.NewVolumeLoop(s, engines, provisioner.VolumeSources{})}
 			if i == 0 {
-				r.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second})}
+				r.volumes = provisioner.Idempotent{Controller: provisioner.New(s, provisioner.Options{SizeWait: 5 * time.Second, Claims: r.claims})}
 				parts = append(parts, provisioner.NewReaders(s))
 			}
 			return parts

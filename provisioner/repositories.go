@@ -35,7 +35,7 @@ type Repositories struct {
 }
 
 type opened struct {
-	mu         sync.Mutex         // held while it is being opened, which may take minutes
+	busy       chan struct{}      // has an element while it is being opened, which may take minutes
 	as         [sha256.Size]byte  // what it was opened with
 	repository *backup.Repository // nil: it was not
 }
@@ -67,8 +67,12 @@ func (r *Repositories) with(ctx context.Context, target string, open func(contex
 	}
 	as := identity(t, secret)
 	o := r.of(target)
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	select {
+	case o.busy <- struct{}{}:
+		defer func() { <-o.busy }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("backup target %s: another call is opening it: %w", target, ctx.Err())
+	}
 	if o.repository != nil && o.as == as {
 		return o.repository, nil
 	}
@@ -84,7 +88,7 @@ func (r *Repositories) of(target string) *opened {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.open[target] == nil {
-		r.open[target] = &opened{}
+		r.open[target] = &opened{busy: make(chan struct{}, 1)}
 	}
 	return r.open[target]
 }

@@ -75,7 +75,17 @@ func TestAnImageComesBackFromItsBackupOrFromItsSource(t *testing.T) {
 		if web.Served.Load() != served || image.Status.RealSize > 7<<20 {
 			t.Errorf("the source gave %d bytes, the image takes %d bytes", web.Served.Load()-served, image.Status.RealSize)
 		}
+		fresh.backedUp(t, "again", "db")
 		fresh.forget(t, "db", "golden")
+	})
+	t.Run("from its source, which a backup of the restored volume knows too", func(t *testing.T) {
+		fresh.create(t, provisioner.CreateRequest{Name: "db", Parameters: map[string]string{"fromBackup": url + "?backup=again", "restoreImageFrom": "source"}})
+		fresh.holds(t, "db", want)
+		if web.Served.Load() == served {
+			t.Error("the source was not asked")
+		}
+		fresh.forget(t, "db", "golden")
+		served = web.Served.Load()
 	})
 	t.Run("from its source, when the class says so", func(t *testing.T) {
 		restore(t, "db", "source")

@@ -44,8 +44,8 @@ func (d *draft) secret() map[string][]byte {
 }
 
 // nameSecret makes a new image name the secret that keepSecret keeps.
-func nameSecret(image *v1alpha1.BackingImage) {
-	ref := credential.ImageRef(image.Name)
+func (p *Provisioner) nameSecret(image *v1alpha1.BackingImage) {
+	ref := credential.ImageRef(p.options.Namespace, image.Name)
 	image.Annotations = map[string]string{credential.ProvisionerAnnotation: credential.SecretAwaited}
 	image.Spec.SourceParameters[v1alpha1.ParameterSecret] = v1alpha1.SourceParameter(ref.Name)
 	image.Spec.SourceParameters[v1alpha1.ParameterSecretNamespace] = v1alpha1.SourceParameter(ref.Namespace)
@@ -53,10 +53,11 @@ func nameSecret(image *v1alpha1.BackingImage) {
 
 // keepSecret keeps the secret of an image that names it, or its new content, and tells the agent that it is there.
 func (p *Provisioner) keepSecret(ctx context.Context, d *draft, image *v1alpha1.BackingImage) error {
-	if !d.wantsSecret() || !credential.Kept(image) {
+	ref, ours := credential.Kept(image)
+	if !d.wantsSecret() || !ours || ref.Namespace != p.options.Namespace {
 		return nil
 	}
-	ref, data := credential.ImageRef(image.Name), d.secret()
+	data := d.secret()
 	kept, err := p.options.Credentials.Get(ctx, ref)
 	if err != nil && !backingimage.Is(err, backingimage.NotFound) && !backingimage.Is(err, backingimage.Corrupt) {
 		return err
@@ -67,7 +68,7 @@ func (p *Provisioner) keepSecret(ctx context.Context, d *draft, image *v1alpha1.
 		}
 	}
 	now, err := p.store.Images.Modify(ctx, image.Name, func(i *v1alpha1.BackingImage) {
-		if credential.Kept(i) {
+		if _, ours := credential.Kept(i); ours {
 			i.Annotations[credential.ProvisionerAnnotation] = credential.SecretKept
 		}
 	})
@@ -83,7 +84,7 @@ func (p *Provisioner) keepSecret(ctx context.Context, d *draft, image *v1alpha1.
 // withoutKept are an image's source parameters as the class that made it has them: without the secret that is kept for it.
 func withoutKept(image *v1alpha1.BackingImage) map[string]string {
 	is := image.Spec.Parameters()
-	if credential.Kept(image) {
+	if _, ours := credential.Kept(image); ours {
 		delete(is, v1alpha1.ParameterSecret)
 		delete(is, v1alpha1.ParameterSecretNamespace)
 	}

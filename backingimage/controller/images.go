@@ -31,15 +31,20 @@ type Images struct {
 type Options struct {
 	// Credentials keeps the secrets that go with their images; nil when there are none.
 	Credentials credential.Store
-	Settings    Settings
-	Recorder    event.Recorder // default event.Log
-	Clock       clock.WithTicker
+	// Namespace of those secrets; default credential.OwnNamespace.
+	Namespace string
+	Settings  Settings
+	Recorder  event.Recorder // default event.Log
+	Clock     clock.WithTicker
 }
 
 func (o Options) withDefaults() Options {
 	o.Settings = o.Settings.WithDefaults()
 	if o.Recorder == nil {
 		o.Recorder = event.Log{}
+	}
+	if o.Namespace == "" {
+		o.Namespace = credential.OwnNamespace
 	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
@@ -155,8 +160,8 @@ func (c *Images) copies(image string) []*v1alpha1.BackingImageCopy {
 
 // release lets a deleted image go, after the secret that was kept for it.
 func (c *Images) release(ctx context.Context, image *v1alpha1.BackingImage) error {
-	if c.options.Credentials != nil && credential.Kept(image) {
-		if err := c.options.Credentials.Delete(ctx, credential.ImageRef(image.Name)); err != nil {
+	if ref, kept := credential.Kept(image); kept && c.options.Credentials != nil && ref.Namespace == c.options.Namespace {
+		if err := c.options.Credentials.Delete(ctx, ref); err != nil {
 			return err
 		}
 	}

@@ -56,10 +56,11 @@ type Opener func(ctx context.Context, parameters map[string]string, o source.Opt
 
 // waitsForSecret tells when the secret that comes with an image's StorageClass is not there yet.
 func (a *Agent) waitsForSecret(ctx context.Context, image *v1alpha1.BackingImage) string {
-	if a.options.Credentials == nil || !credential.Kept(image) {
+	ref, kept := credential.Kept(image)
+	if a.options.Credentials == nil || !kept {
 		return ""
 	}
-	if _, err := a.options.Credentials.Get(ctx, credential.ImageRef(image.Name)); backingimage.Is(err, backingimage.NotFound) {
+	if _, err := a.options.Credentials.Get(ctx, ref); backingimage.Is(err, backingimage.NotFound) {
 		return "waits for the provisioner secret of its StorageClass, which comes with the next CreateVolume call"
 	}
 	return ""

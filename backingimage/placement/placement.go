@@ -26,7 +26,7 @@ func (l Limits) Promisable(d *v1alpha1.Disk) int64 {
 // first; "" when there is enough. A volume takes of what may be promised, an image of what is free as well.
 func (l Limits) Lacks(d *v1alpha1.Disk, promised, volumeBytes, imageBytes int64) string {
 	capacity, promisable := d.Status.CapacityBytes, l.Promisable(d)
-	if promised+volumeBytes+imageBytes > promisable {
+	if Sum(promised, volumeBytes, imageBytes) > promisable {
 		return fmt.Sprintf("%s of %s that may be promised (%d %% of %s) are taken",
 			backingimage.SizeText(promised), backingimage.SizeText(promisable), l.OverProvisioningPercent, backingimage.SizeText(capacity))
 	}
@@ -42,6 +42,17 @@ func andImage(bytes int64) string {
 		return ""
 	}
 	return fmt.Sprintf(" after the image's %s", backingimage.SizeText(bytes))
+}
+
+// Sum is the sum of sizes, or the largest number there is where that is more: nobody gets room for asking for more than can be counted.
+func Sum(sizes ...int64) (sum int64) {
+	for _, bytes := range sizes {
+		if bytes > math.MaxInt64-sum {
+			return math.MaxInt64
+		}
+		sum += bytes
+	}
+	return sum
 }
 
 // share is percent of bytes, without overflow.

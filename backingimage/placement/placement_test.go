@@ -22,6 +22,8 @@ func TestLacks(t *testing.T) {
 		"an image takes of what is free":                 {capacity: 10 * gib, available: 2 * gib, image: 3 * gib / 2, says: "after the image's 1.5 GiB"},
 		"what must stay free is not given to volumes":    {capacity: 10 * gib, available: gib - 1, volume: 1, says: "must stay free (10 %)"},
 		"a disk of absurd size does not overflow":        {capacity: math.MaxInt64, available: math.MaxInt64, volume: gib},
+		"a volume of absurd size does not overflow":      {capacity: 10 * gib, available: 5 * gib, promised: 10 * gib, volume: math.MaxInt64 - gib, says: "200 % of 10 GiB"},
+		"what is promised does not overflow either":      {capacity: 10 * gib, available: 5 * gib, promised: math.MaxInt64, volume: 1, image: 1, says: "200 % of 10 GiB"},
 		"a disk that was not measured yet takes nothing": {volume: 1, says: "may be promised"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -58,7 +58,7 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%q is read as %d, %v", s, got, err)
 		}
 	}
-	for _, s := range []string{"ten", "10GB", "-1", "0"} {
+	for _, s := range []string{"ten", "10GB", "-1", "0", "8Ei", "1e30"} {
 		if _, err := parseSize("--size", s); !backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), "--size") {
 			t.Errorf("%q: %v", s, err)
 		}

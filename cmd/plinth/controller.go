@@ -22,7 +22,7 @@ Several may run beside each other, with sockets of their own. All serve CSI; the
 in another as soon as that one stops, or is not heard of for --lease-duration. In a pod it takes the pod's service account, unless a
 kubeconfig is named. The first SIGINT or SIGTERM stops gently.`,
 		Example: `  plinth controller --csi-endpoint unix:///csi/csi.sock --http-listen :9280
-  plinth controller --kubeconfig admin.conf --lease-namespace plinth`,
+  plinth controller --kubeconfig admin.conf --namespace plinth`,
 		Args: program.Exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := f.Config()

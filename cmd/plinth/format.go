@@ -6,12 +6,12 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/cmd/internal/program"
 )
 
 // sizeText is a number of bytes for people; "" for none.
@@ -35,15 +35,7 @@ func parseSize(flag, value string) (int64, error) {
 	if value == "" {
 		return 0, nil
 	}
-	q, err := resource.ParseQuantity(value)
-	if err != nil {
-		return 0, backingimage.Errorf(backingimage.Invalid, "%s: %q is not a size; write 10Gi, 10G or a number of bytes", flag, value)
-	}
-	bytes := q.Value()
-	if bytes <= 0 {
-		return 0, backingimage.Errorf(backingimage.Invalid, "%s: %q must be more than 0", flag, value)
-	}
-	return bytes, nil
+	return program.Size(strings.TrimPrefix(flag, "--"), value, 1)
 }
 
 // validateName checks a name that the API server must accept as an object's.

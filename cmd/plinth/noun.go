@@ -107,6 +107,10 @@ func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string)
 		return none, err
 	}
 	obj, err := n.resource(client).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		command := n.one[strings.LastIndex(n.one, " ")+1:]
+		return obj, backingimage.Errorf(backingimage.NotFound, "there is no %s %q (plinth %s ls shows those that are)", n.one, name, command)
+	}
 	if err != nil {
 		return obj, apiError(err, "get", n.one, name)
 	}

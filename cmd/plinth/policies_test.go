@@ -60,7 +60,7 @@ func TestPolicies(t *testing.T) {
 		says string
 		args []string
 	}{
-		{2, "--schedule", []string{"create", "p", "--volume", "db"}},
+		{2, `"schedule" not set`, []string{"create", "p", "--volume", "db"}},
 		{2, "--volume, --selector or --all", []string{"create", "p", "--schedule", "@daily"}},
 		{2, "--volume, --selector or --all", []string{"create", "p", "--schedule", "@daily", "--all", "--volume", "db"}},
 		{2, `"at night" is no schedule`, []string{"create", "p", "--schedule", "at night", "--all"}},

@@ -122,9 +122,6 @@ keep, one is enough. Without any number it removes none.`,
 		Args: program.Exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			given := cmd.Flags().Changed
-			if !given("schedule") {
-				return program.UsageError(cmd, "say when: --schedule CRON")
-			}
 			if countGiven(given, "volume", "selector", "all") != 1 {
 				return program.UsageError(cmd, "say which volumes: --volume, --selector or --all")
 			}
@@ -132,6 +129,7 @@ keep, one is enough. Without any number it removes none.`,
 		},
 	}
 	r.addTo(c, cmd)
+	_ = cmd.MarkFlagRequired("schedule") // fails only for a flag that is not there
 	return cmd
 }
 

@@ -33,7 +33,12 @@ func newRootCommand(c *cli) *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig `file` of the API that holds Plinth's objects (default: $PLINTH_KUBECONFIG, $KUBECONFIG, "+standaloneKubeconfig+", ~/.kube/config; the first that is there)")
 	program.ProcessFlags(flags, &c.csiEndpoint, &c.verbosity)
-	root.PersistentPreRunE = func(*cobra.Command, []string) error { return program.SetVerbosity(c.verbosity) }
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cmd.ValidateRequiredFlags(); err != nil { // cobra's own error is nobody's mistake
+			return program.UsageError(cmd, "%w", err)
+		}
+		return program.SetVerbosity(c.verbosity)
+	}
 	root.AddCommand(
 		standalone.NewCommand(&c.csiEndpoint, execStandalone),
 		newControllerCommand(c),

@@ -7,7 +7,7 @@ import (
 )
 
 func TestErrorsArePrintedOnceWithoutUsage(t *testing.T) {
-	for _, args := range [][]string{{"imag"}, {"--frob"}, {"version", "x"}, {"image", "show"}, {"version", "-o", "xml"}} {
+	for _, args := range [][]string{{"imag"}, {"--frob"}, {"version", "x"}, {"image", "show"}, {"version", "-o", "xml"}, {"backup", "restore", "x"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			if code := run(t.Context(), &stdout, &stderr, args...); code != 2 {

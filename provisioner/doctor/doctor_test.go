@@ -123,6 +123,7 @@ func TestExamine(t *testing.T) {
 		"an image that nobody looked at":                {func(s s) { s.Images[0].Status = v1alpha1.BackingImageStatus{} }, "error BackingImage/fedora Ignored", "plinth controller"},
 		"an image that does not go":                     {func(s s) { s.Images[0].DeletionTimestamp = &old }, "warning BackingImage/fedora Deleting", ""},
 		"an image without a checksum":                   {func(s s) { s.Images[0].Spec.Checksum, s.Images[0].Status.Checksum = "", "ff" }, "note BackingImage/fedora NoChecksum", "sha512:ff"},
+		"an image without a checksum that never came":   {with: func(s s) { s.Images[0].Spec.Checksum, s.Images[0].Status.Checksum = "", "" }},
 		"a damaged copy":                                {func(s s) { s.Copies[0].Status.BadChunks = []int64{7} }, "error BackingImageCopy/uid-fedora.d1 Damaged", "image fedora on node n1"},
 		"a copy that failed for good beside a good one": {func(s s) { s.Copies[0].Status.State, s.Copies[0].Spec.Origin = v1alpha1.CopyFailed, false }, "warning BackingImageCopy/uid-fedora.d1 Failed", "made anew"},
 		"a copy that gets no bytes": {func(s s) {

@@ -37,17 +37,10 @@ func (x *examination) image(i *v1alpha1.BackingImage) {
 	case i.Status.State == "" && x.longAgo(i.CreationTimestamp):
 		x.find(Error, kind, i.Name, "Ignored", "nothing has looked at it since it was created", "start plinth controller (or plinth standalone)")
 	}
-	if i.Spec.SourceType == v1alpha1.SourceDownload && i.Spec.Checksum == "" && i.DeletionTimestamp == nil {
+	if fetched := i.Status.Checksum; i.Spec.SourceType == v1alpha1.SourceDownload && i.Spec.Checksum == "" && fetched != "" && i.DeletionTimestamp == nil {
 		x.find(Note, kind, i.Name, "NoChecksum", "no checksum was given: whatever its source served first was taken for right",
-			"create it anew with the sum that its publisher gives"+measured(i))
+			"create it anew with the sum that its publisher gives; what was fetched has sha512:"+fetched)
 	}
-}
-
-func measured(i *v1alpha1.BackingImage) string {
-	if i.Status.Checksum == "" {
-		return ""
-	}
-	return "; what was fetched has sha512:" + i.Status.Checksum
 }
 
 // triedAgain reports whether some copy of an image is going to be tried again.

@@ -13,7 +13,7 @@ import (
 func TestManifestsAreAccepted(t *testing.T) {
 	t.Run("the chart", func(t *testing.T) {
 		out, err := exec.Command(mustTool(t, "helm"), "template", "plinth", "../../deploy/helm/plinth", "--namespace", namespace, "--kube-version", "1.36.0",
-			"--set", "sidecars.snapshotter.enabled=true").Output()
+			"--set", "sidecars.snapshotter.enabled=true,sidecars.snapshotMetadata.enabled=true").Output()
 		if err != nil {
 			t.Fatal(err)
 		}

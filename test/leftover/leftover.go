@@ -8,15 +8,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// longest is more than Release pauses between two rounds.
+const longest = 5 * time.Second
+
 // Release unmounts everything below dir, and everything whose device is a loop device on a file below dir, and removes
-// those loop devices. dir must be free of symbolic links, as the kernel reports paths. A volume's file lies in a pool that is itself mounted from a file below dir, hence the rounds.
+// those loop devices. dir must be free of symbolic links, as the kernel reports paths. A volume's file lies in a pool that is itself mounted
+// from a file below dir, hence the rounds; and a device goes a moment later when somebody else just looks at it, hence the pauses.
 func Release(dir string) error {
 	var last error
-	for range 4 {
+	for pause := time.Millisecond; pause < longest; pause *= 2 {
 		loops, err := loopsOn(dir)
 		if err != nil {
 			return err
@@ -29,6 +34,7 @@ func Release(dir string) error {
 			return nil
 		}
 		last = releaseOnce(dir, mounts, loops)
+		time.Sleep(pause)
 	}
 	return errors.Join(errors.New("mounts or loop devices remain"), last)
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/net/http/httpproxy"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"plinth.dev/plinth/backingimage/disk"
@@ -84,7 +83,7 @@ func (f *Flags) Config() (Config, error) {
 		return cfg, err
 	}
 	if f.poolSize != "" {
-		if cfg.poolBytes, err = sizeFlag("pool-size", f.poolSize, disk.MinPoolBytes); err != nil {
+		if cfg.poolBytes, err = program.Size("pool-size", f.poolSize, disk.MinPoolBytes); err != nil {
 			return cfg, err
 		}
 	}
@@ -124,7 +123,7 @@ func (f *Flags) limits(o *node.Options) error {
 		}
 		o.Source.AllowCIDRs = append(o.Source.AllowCIDRs, prefix)
 	}
-	virtual, err := sizeFlag("max-image-size", f.maxImageSize, 1)
+	virtual, err := program.Size("max-image-size", f.maxImageSize, 1)
 	if err != nil {
 		return err
 	}
@@ -140,16 +139,4 @@ func (f *Flags) limits(o *node.Options) error {
 	o.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	o.Version = program.Version
 	return f.scrub.apply(o)
-}
-
-// sizeFlag reads a size in bytes, with or without a unit.
-func sizeFlag(flag, value string, least int64) (int64, error) {
-	q, err := resource.ParseQuantity(value)
-	if err != nil {
-		return 0, program.FlagError(flag, "%q is no size; write bytes, or a number with a unit such as 200Gi", value)
-	}
-	if q.Value() < least {
-		return 0, program.FlagError(flag, "%s is too little; give at least %d bytes", value, least)
-	}
-	return q.Value(), nil
 }

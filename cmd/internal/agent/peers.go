@@ -37,7 +37,7 @@ func (f *Flags) peerConfig(dataDir string) (peerConfig, error) {
 		return p, program.FlagError("upload-idle", "%s leaves no time to upload anything; give e.g. 1h", f.uploadIdle)
 	}
 	if f.peerBandwidth != "" {
-		p.bandwidth, err = sizeFlag("peer-bandwidth", f.peerBandwidth, 1)
+		p.bandwidth, err = program.Size("peer-bandwidth", f.peerBandwidth, 1)
 	}
 	return p, err
 }

@@ -26,6 +26,6 @@ func (f *scrubFlags) apply(o *node.Options) (err error) {
 		return program.FlagError("scrub-interval", "%s is no interval; give e.g. 168h", f.interval)
 	}
 	o.ScrubInterval = f.interval
-	o.ScrubRate, err = sizeFlag("scrub-rate", f.rate, 1)
+	o.ScrubRate, err = program.Size("scrub-rate", f.rate, 1)
 	return err
 }

@@ -263,16 +263,16 @@ func TestWithoutElectionTheLoopsRun(t *testing.T) {
 
 func TestProcessFlags(t *testing.T) {
 	for args, refused := range map[string]string{
-		"":                              "",
-		"--leader-elect=false":          "",
-		"--http-listen=:9280":           "",
-		"--lease-duration=3s":           "",
-		"--lease-duration=2s":           "--lease-duration: ",
-		"--lease-namespace=No_Such":     "--lease-namespace: ",
-		"--http-listen=nowhere":         "--http-listen: ",
-		"--cleanup-wait=-1s":            "--cleanup-wait: ",
-		"--minimal-available=100":       "--minimal-available: ",
-		"--lease-namespace=plinth-test": "",
+		"":                        "",
+		"--leader-elect=false":    "",
+		"--http-listen=:9280":     "",
+		"--lease-duration=3s":     "",
+		"--lease-duration=2s":     "--lease-duration: ",
+		"--namespace=No_Such":     "--namespace: ",
+		"--http-listen=nowhere":   "--http-listen: ",
+		"--cleanup-wait=-1s":      "--cleanup-wait: ",
+		"--minimal-available=100": "--minimal-available: ",
+		"--namespace=plinth-test": "",
 	} {
 		cfg, err := parse(t, strings.Fields(args)...)
 		if refused == "" && err != nil || refused != "" && (err == nil || !strings.HasPrefix(err.Error(), refused)) {

@@ -20,11 +20,11 @@ import (
 // ProcessFlags are those of `plinth controller`.
 type ProcessFlags struct {
 	Flags
-	httpListen     string
-	leaderElect    bool
-	leaseNamespace string
-	leaseDuration  time.Duration
-	removalWait    time.Duration
+	httpListen    string
+	leaderElect   bool
+	namespace     string
+	leaseDuration time.Duration
+	removalWait   time.Duration
 }
 
 // AddTo adds the flags to a command's.
@@ -32,7 +32,7 @@ func (f *ProcessFlags) AddTo(flags *pflag.FlagSet) {
 	f.Flags.AddTo(flags)
 	flags.StringVar(&f.httpListen, "http-listen", "", process.HTTPListenHelp)
 	flags.BoolVar(&f.leaderElect, "leader-elect", true, "run the loops only while this process holds the Lease "+leaseName+"; without, no other controller may run")
-	flags.StringVar(&f.leaseNamespace, "lease-namespace", "", "`namespace` of the Lease (default: that of the pod; outside of one "+credential.ImageNamespace+")")
+	flags.StringVar(&f.namespace, "namespace", "", "`namespace` of the Lease, and of the secrets that come with StorageClasses (default: that of the pod; outside of one "+credential.OwnNamespace+")")
 	flags.DurationVar(&f.leaseDuration, "lease-duration", 15*time.Second, "time for which a leader that is not heard of stays the leader")
 	flags.DurationVar(&f.removalWait, "removal-wait", time.Hour, "time after which a node whose Kubernetes Node was removed, and whose agent is silent, is forgotten with its disks; 0: never")
 }
@@ -66,19 +66,20 @@ func (f *ProcessFlags) Config() (ProcessConfig, error) {
 	if shared.Loops.Settings.RemovalWait = f.removalWait; f.removalWait == 0 {
 		shared.Loops.Settings.RemovalWait = -1
 	}
+	if f.namespace == "" {
+		f.namespace = podNamespace()
+	}
+	if problems := validation.IsDNS1123Label(f.namespace); len(problems) > 0 {
+		return ProcessConfig{}, program.FlagError("namespace", "%q cannot be the name of a namespace: %s", f.namespace, problems[0])
+	}
+	shared.Provisioner.Namespace, shared.Loops.Namespace = f.namespace, f.namespace
 	cfg := ProcessConfig{Config: shared, HTTPListen: f.httpListen, Identity: identity()}
 	cfg.Source.Proxy = httpproxy.FromEnvironment().ProxyFunc()
 	if !f.leaderElect {
 		return cfg, nil
 	}
-	cfg.Election = Election{Identity: cfg.Identity, Namespace: f.leaseNamespace, Duration: f.leaseDuration}
-	if cfg.Election.Namespace == "" {
-		cfg.Election.Namespace = podNamespace()
-	}
-	switch problems := validation.IsDNS1123Label(cfg.Election.Namespace); {
-	case len(problems) > 0:
-		return cfg, program.FlagError("lease-namespace", "%q cannot be the name of a namespace: %s", cfg.Election.Namespace, problems[0])
-	case f.leaseDuration < leastLease:
+	cfg.Election = Election{Identity: cfg.Identity, Namespace: f.namespace, Duration: f.leaseDuration}
+	if f.leaseDuration < leastLease {
 		return cfg, program.FlagError("lease-duration", "%s is too short to be renewed in; give at least %s", f.leaseDuration, leastLease)
 	}
 	return cfg, nil
@@ -100,5 +101,5 @@ func podNamespace() string {
 	if text, err := os.ReadFile(podNamespaceFile); err == nil && len(text) > 0 {
 		return strings.TrimSpace(string(text))
 	}
-	return credential.ImageNamespace
+	return credential.OwnNamespace
 }

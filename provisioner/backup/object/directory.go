@@ -22,6 +22,10 @@ func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, err
 	if err := isDirectory(l.Path); err != nil {
 		return Bucket{}, err
 	}
+	info, err := os.Stat(l.Path)
+	if err != nil {
+		return Bucket{}, classifyErrno(err)
+	}
 	b, err := fileblob.OpenBucket(l.Path, &fileblob.Options{Metadata: fileblob.MetadataDontWrite, NoTempDir: true, DirFileMode: 0o700})
 	if err != nil {
 		return Bucket{}, fmt.Errorf("open directory %s: %w", l.Path, err)
@@ -31,7 +35,33 @@ func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, err
 		Classify: func(ctx context.Context, err error) error { return classifyFile(ctx, l.Path, err) },
 		Flush:    func() error { return syncFilesystem(l.Path) },
 		List:     directory(l.Path).list,
+		Made:     directory(l.Path).share(info.Mode()),
 	}, nil
+}
+
+// share gives a group what is made in its directory: one that its members write to and whose group is that of what is in it (setgid), as Kubernetes
+// makes of a volume with an fsGroup. There the controllers and the agents are different users. Nil for other directories, which are one user's.
+func (d directory) share(mode os.FileMode) func(*os.File) error {
+	const group = 0o070
+	if mode&os.ModeSetgid == 0 || mode&group != group {
+		return nil
+	}
+	base := filepath.Clean(string(d))
+	return func(f *os.File) error {
+		for folder := filepath.Dir(f.Name()); len(folder) > len(base); folder = filepath.Dir(folder) {
+			info, err := os.Stat(folder)
+			if err != nil {
+				return err
+			}
+			if info.Mode()&group == group {
+				break // and those above it
+			}
+			if err := os.Chmod(folder, 0o770|os.ModeSetgid); err != nil && !errors.Is(err, unix.EPERM) { // another user's, who is about to
+				return err
+			}
+		}
+		return f.Chmod(0o660)
+	}
 }
 
 // directory lists what is in it. The bucket's own list leaves out what it cannot read, and a list that lacks backups is one by which their

@@ -38,6 +38,8 @@ type Bucket struct {
 	Flush func() error
 	// List gives all objects whose name begins with prefix, in order; nil where the bucket's own list does.
 	List func(ctx context.Context, prefix string, each func(Object) error) error
+	// Made is called with each new file of a directory's bucket before it is written; it may be nil.
+	Made func(*os.File) error
 	// Sending prepares what as gives, as blob.WriterOptions.BeforeWrite has it, for the server to compare the object that it gets; nil where
 	// that happens anyway.
 	Sending func(data []byte, as func(any) bool)
@@ -206,7 +208,9 @@ func (s *Store) put(ctx context.Context, name string, data []byte, synced, fresh
 func (s *Store) write(ctx context.Context, name string, data []byte, synced, fresh bool) error {
 	var file *os.File // of a directory's bucket
 	o := &blob.WriterOptions{ContentType: "application/octet-stream", IfNotExist: fresh, BeforeWrite: func(as func(any) bool) error {
-		as(&file)
+		if as(&file) && s.bucket.Made != nil {
+			return s.bucket.Made(file)
+		}
 		return nil
 	}}
 	if s.bucket.Flush == nil { // the bucket sends from where the bytes are, without a copy

@@ -2,9 +2,14 @@
 
 {{- /* The objects in a file of deploy/kubernetes: (dict "root" $ "file" name). */ -}}
 {{- define "plinth.objects" -}}
-{{- range (.root.Files.Get (printf "objects/%s.yaml" .file) | splitList "\n---\n") }}
+{{- range (include "plinth.file" (dict "root" .root "path" (printf "objects/%s.yaml" .file)) | splitList "\n---\n") }}
 {{- include "plinth.object" (fromYaml .) }}
 {{- end }}
+{{- end }}
+
+{{- /* A file of this folder's, in the namespace of the release: (dict "root" $ "path" path). */ -}}
+{{- define "plinth.file" -}}
+{{ .root.Files.Get .path | replace "namespace: plinth\n" (printf "namespace: %s\n" .root.Release.Namespace) }}
 {{- end }}
 
 {{- /* One object with this chart's label. */ -}}
@@ -65,4 +70,20 @@ resources:
 volumeMounts:
   - name: socket
     mountPath: /csi
+{{- end }}
+
+{{- /* The directories of backups, as mounts of the container plinth and as volumes. */ -}}
+{{- define "plinth.backupMounts" -}}
+{{- range $i, $d := .Values.backupDirectories }}
+- name: backups-{{ $i }}
+  mountPath: {{ $d.path }}
+  mountPropagation: HostToContainer
+{{- end }}
+{{- end }}
+
+{{- define "plinth.backupVolumes" -}}
+{{- range $i, $d := .Values.backupDirectories }}
+- name: backups-{{ $i }}
+  {{- toYaml $d.volume | nindent 2 }}
+{{- end }}
 {{- end }}

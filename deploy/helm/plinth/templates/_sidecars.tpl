@@ -45,3 +45,29 @@
 - --kube-api-qps=100
 - --kube-api-burst=200
 {{- end }}
+
+{{- /* The one that programs ask by way of the network. */ -}}
+{{- define "plinth.snapshotMetadata" -}}
+name: csi-snapshot-metadata
+image: {{ .Values.sidecars.snapshotMetadata.image }}
+args:
+  - --csi-address=/csi/csi.sock
+  - --port=50051
+  - --tls-cert=/tls/tls.crt
+  - --tls-key=/tls/tls.key
+  - --http-endpoint=:8080
+  {{- with .Values.sidecars.snapshotMetadata.extraArgs }}{{ toYaml . | nindent 2 }}{{ end }}
+ports:
+  - name: snap-metadata
+    containerPort: 50051
+readinessProbe:
+  httpGet: {path: /health, port: 8080}
+  periodSeconds: 10
+  timeoutSeconds: 3
+volumeMounts:
+  - name: socket
+    mountPath: /csi
+  - name: snapshot-metadata-tls
+    mountPath: /tls
+    readOnly: true
+{{- end }}
