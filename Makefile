@@ -155,7 +155,7 @@ $(FAKEGCS_PROGRAM):
 
 $(AZURITE_PROGRAM):
 	npm install --silent --no-audit --no-fund --omit=dev --prefix $(TOOLS)/npm-azurite-$(AZURITE) azurite@$(AZURITE)
-	ln -s npm-azurite-$(AZURITE)/node_modules/.bin/azurite-blob $@
+	ln -sf npm-azurite-$(AZURITE)/node_modules/.bin/azurite-blob $@
 
 $(KUSTOMIZE_PROGRAM):
 	$(call install-tool,sigs.k8s.io/kustomize/kustomize/v5,$(KUSTOMIZE),kustomize)

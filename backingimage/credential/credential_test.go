@@ -55,20 +55,27 @@ func TestParseRefusesByKeyAndNeverByValue(t *testing.T) {
 		data map[string]string
 		says string
 	}{
-		"unknown key":               {map[string]string{"passwort": hidden}, `key "passwort"`},
-		"password alone":            {map[string]string{"password": hidden}, "without username"},
-		"token beside a user":       {map[string]string{"token": hidden, "username": hidden, "password": hidden}, "contradicts username"},
-		"a key without its secret":  {map[string]string{"AWS_ACCESS_KEY_ID": hidden}, "AWS_SECRET_ACCESS_KEY"},
-		"certificate alone":         {map[string]string{"tls.crt": hidden}, "tls.key"},
-		"certificate that is none":  {map[string]string{"tls.crt": hidden, "tls.key": hidden}, "PEM"},
-		"authority that is none":    {map[string]string{"ca.crt": hidden}, "PEM"},
-		"several lines":             {map[string]string{"token": hidden + "\nX-Injected: 1"}, "several lines"},
-		"header without a colon":    {map[string]string{"headers": hidden}, "Name: value"},
-		"header with a control":     {map[string]string{"headers": "X-A: " + hidden + "\x01"}, "Name: value"},
-		"header that is ours":       {map[string]string{"headers": "range: " + hidden}, "Range"},
-		"proxy without a host":      {map[string]string{"proxy": hidden}, "proxy"},
-		"proxy of an unknown sort":  {map[string]string{"proxy": "gopher://u:" + hidden + "@h"}, "proxy"},
-		"proxy that does not parse": {map[string]string{"proxy": "http://u:" + hidden + "@h:x y"}, "proxy"},
+		"unknown key":                    {map[string]string{"passwort": hidden}, `key "passwort"`},
+		"password alone":                 {map[string]string{"password": hidden}, "without username"},
+		"token beside a user":            {map[string]string{"token": hidden, "username": hidden, "password": hidden}, "contradicts username"},
+		"a key without its secret":       {map[string]string{"AWS_ACCESS_KEY_ID": hidden}, "AWS_SECRET_ACCESS_KEY"},
+		"certificate alone":              {map[string]string{"tls.crt": hidden}, "tls.key"},
+		"certificate that is none":       {map[string]string{"tls.crt": hidden, "tls.key": hidden}, "PEM"},
+		"authority that is none":         {map[string]string{"ca.crt": hidden}, "PEM"},
+		"several lines":                  {map[string]string{"token": hidden + "\nX-Injected: 1"}, "several lines"},
+		"header without a colon":         {map[string]string{"headers": hidden}, "Name: value"},
+		"header with a control":          {map[string]string{"headers": "X-A: " + hidden + "\x01"}, "Name: value"},
+		"header that is ours":            {map[string]string{"headers": "range: " + hidden}, "Range"},
+		"key that is no JSON":            {map[string]string{"GOOGLE_APPLICATION_CREDENTIALS": "/etc/" + hidden}, "not JSON"},
+		"key of another sort":            {map[string]string{"GOOGLE_APPLICATION_CREDENTIALS": `{"type":"external_account","token_url":"` + hidden + `"}`}, "ambient"},
+		"storage account that isn't one": {map[string]string{"AZBLOB_ACCOUNT_NAME": hidden + "/.."}, "lower-case"},
+		"storage key that is none":       {map[string]string{"AZBLOB_ACCOUNT_NAME": "acct", "AZBLOB_ACCOUNT_KEY": hidden + "!"}, "base64"},
+		"storage key alone":              {map[string]string{"AZBLOB_ACCOUNT_KEY": "c2VjcmV0"}, "AZBLOB_ACCOUNT_NAME"},
+		"storage token that is none":     {map[string]string{"AZBLOB_ACCOUNT_NAME": "acct", "AZBLOB_SAS_TOKEN": hidden}, "sig="},
+		"storage token beside a key":     {map[string]string{"AZBLOB_ACCOUNT_NAME": "acct", "AZBLOB_ACCOUNT_KEY": "c2VjcmV0", "AZBLOB_SAS_TOKEN": "sig=" + hidden}, "contradicts"},
+		"proxy without a host":           {map[string]string{"proxy": hidden}, "proxy"},
+		"proxy of an unknown sort":       {map[string]string{"proxy": "gopher://u:" + hidden + "@h"}, "proxy"},
+		"proxy that does not parse":      {map[string]string{"proxy": "http://u:" + hidden + "@h:x y"}, "proxy"},
 	} {
 		_, err := credential.Parse("ns/name", bytesOf(c.data))
 		if !backingimage.Is(err, backingimage.Invalid) || !strings.Contains(err.Error(), c.says) || !strings.HasPrefix(err.Error(), "secret ns/name: key ") {
@@ -81,7 +88,7 @@ func TestParseRefusesByKeyAndNeverByValue(t *testing.T) {
 }
 
 func TestSecretsAreNotPrinted(t *testing.T) {
-	c, err := credential.Parse("n/s", bytesOf(map[string]string{"username": hidden, "password": hidden, "headers": "X-Key: " + hidden, "proxy": "http://u:" + hidden + "@h:1", "AWS_ACCESS_KEY_ID": hidden, "AWS_SECRET_ACCESS_KEY": hidden, ".dockerconfigjson": hidden}))
+	c, err := credential.Parse("n/s", bytesOf(map[string]string{"username": hidden, "password": hidden, "headers": "X-Key: " + hidden, "proxy": "http://u:" + hidden + "@h:1", "AWS_ACCESS_KEY_ID": hidden, "AWS_SECRET_ACCESS_KEY": hidden, ".dockerconfigjson": hidden, "AZBLOB_ACCOUNT_NAME": "acct", "AZBLOB_SAS_TOKEN": "?sig=" + hidden}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +100,9 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 		if strings.Contains(shown, hidden) || strings.Contains(shown, fmt.Sprintf("%x", hidden)) {
 			t.Errorf("printed as %s", shown)
 		}
+	}
+	if again, err := credential.Parse("n/s", c.Data()); err != nil || again.AzureToken.Reveal() != "sig="+hidden {
+		t.Errorf("another process reads it as %+v, %v", again, err)
 	}
 	if c.Password.Reveal() != hidden {
 		t.Error("the place that sends it cannot read it")

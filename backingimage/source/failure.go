@@ -54,7 +54,7 @@ func distrust(err error) string {
 	)
 	switch {
 	case errors.As(err, &unknown), errors.As(err, &roots):
-		return "the server's certificate is signed by an authority that is not trusted; put that authority's certificate into the key ca.crt of the secret that sourceParameters.secret names"
+		return "the server's certificate is signed by an authority that is not trusted; put that authority's certificate into the key ca.crt of the secret that the image (sourceParameters.secret) or the backup target (spec.secret) names"
 	case errors.As(err, &name):
 		return "the server's certificate is for another host name; use a URL with a name that it is for, or have it issued anew"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
@@ -64,7 +64,7 @@ func distrust(err error) string {
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return "the server does not speak TLS at this port; use http, or another port"
 	case errors.As(err, &op) && op.Op == "remote error" && refusesClient(op.Err.Error()):
-		return "the server refuses the TLS connection (" + op.Err.Error() + "); if it wants a client certificate, put one into the keys tls.crt and tls.key of the secret that sourceParameters.secret names"
+		return "the server refuses the TLS connection (" + op.Err.Error() + "); if it wants a client certificate, put one into the keys tls.crt and tls.key of the secret that the image (sourceParameters.secret) or the backup target (spec.secret) names"
 	}
 	return ""
 }

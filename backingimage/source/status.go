@@ -33,7 +33,7 @@ func RetryAfter(err error) time.Duration {
 	return 0
 }
 
-const proxyLogin = "the proxy wants a login; give it as http://user:password@host:port in the key proxy of the secret that sourceParameters.secret names"
+const proxyLogin = "the proxy wants a login; give it as http://user:password@host:port in the key proxy of the secret that the image (sourceParameters.secret) or the backup target (spec.secret) names"
 
 // refusals say what an HTTP status that holds no image means and what to do about it. A status that is not named is
 // NotReady from 500 on, and Precondition below.

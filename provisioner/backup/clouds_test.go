@@ -2,10 +2,15 @@ package backup_test
 
 import (
 	"context"
+	"crypto/tls"
 	"maps"
+	"net/http/httputil"
+	"net/url"
 	"testing"
+	"time"
 
 	"plinth.dev/plinth/backingimage/credential"
+	"plinth.dev/plinth/backingimage/source/sourcetest"
 	"plinth.dev/plinth/provisioner/backup"
 	"plinth.dev/plinth/provisioner/backup/object"
 	"plinth.dev/plinth/provisioner/backup/object/apart"
@@ -75,4 +80,39 @@ func TestCloudsThatAreWrongSaySoAtOnce(t *testing.T) {
 	}, "access is refused")
 	azure.with(t, map[string]string{credential.KeyAzureKey: "", credential.KeyAzureToken: token})
 	must(t, backup.Probe(context.Background(), azure.mustStore(t)))
+}
+
+func TestAPrivateAuthorityIsTrustedWhenItIsNamed(t *testing.T) {
+	certificate := sourcetest.MustCertificate(t, time.Now().Add(time.Hour))
+	for name, where := range clouds() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := where(t)
+			server := sourcetest.MustServeTLS(t, certificate, tls.NoClientCert, httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: p.address}))
+			changes := map[string]string{credential.KeyGoogleServer: server.URL}
+			if name == object.SchemeAzure {
+				changes = map[string]string{credential.KeyAzureServer: server.URL}
+			}
+			wrong(t, p, func(p *place) { p.with(t, changes) }, "not trusted")
+			changes[credential.KeyAuthorities] = string(certificate.PEM)
+			p.with(t, changes)
+			must(t, backup.Probe(context.Background(), p.mustStore(t)))
+		})
+	}
+}
+
+// TestTheMachinesIdentityIsUsedWhenTheSecretSaysSo is for Google's cloud, whose metadata server is elsewhere here.
+func TestTheMachinesIdentityIsUsedWhenTheSecretSaysSo(t *testing.T) {
+	if clouds() == nil {
+		return
+	}
+	account := cloudtest.MustServiceAccount(t)
+	p := googleServer(t, account)
+	t.Setenv("GCE_METADATA_HOST", cloudtest.MustMetadata(t, account))
+	t.Setenv("HOME", t.TempDir()) // a person may have an identity there
+	wrong(t, p, func(p *place) { p.with(t, map[string]string{credential.KeyGoogle: ""}) }, "does not accept who asks")
+	p.with(t, map[string]string{credential.KeyGoogle: credential.Ambient})
+	must(t, backup.Probe(context.Background(), p.mustStore(t)))
+	t.Setenv("GCE_METADATA_HOST", cloudtest.MustMetadata(t, cloudtest.MustServiceAccount(t)))
+	wrong(t, p, func(*place) {}, "does not accept who asks")
 }

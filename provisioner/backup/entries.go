@@ -5,7 +5,37 @@ import "context"
 // wanted is a block that a restore has to bring: its content, or zeros when the ID is zero.
 type wanted struct {
 	id             ID
-	offset, length int64 // in bytes
+	offset, length int64 // in bytes; of zeros, any number of blocks
+}
+
+// joined gives on what it is given, neighbouring blocks of zeros as one: they are one hole, however large.
+type joined struct {
+	give  func(wanted) error
+	zeros wanted // that are not given on yet; of no length when there are none
+}
+
+func (j *joined) add(w wanted) error {
+	if w.id.IsZero() && j.zeros.length > 0 && w.offset == j.zeros.offset+j.zeros.length {
+		j.zeros.length += w.length
+		return nil
+	}
+	if err := j.flush(); err != nil {
+		return err
+	}
+	if w.id.IsZero() {
+		j.zeros = w
+		return nil
+	}
+	return j.give(w)
+}
+
+func (j *joined) flush() error {
+	w := j.zeros
+	if w.length == 0 {
+		return nil
+	}
+	j.zeros = wanted{}
+	return j.give(w)
 }
 
 // entries gives what a backup's content is made of, in order. With the image it is all that is not zeros, or with them if zeros are

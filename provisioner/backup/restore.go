@@ -64,14 +64,18 @@ func (x *restoring) run(ctx context.Context, m *Manifest) error {
 	jobs := make(chan wanted)
 	group.Go(func() error {
 		defer close(jobs)
-		return x.repository.entries(ctx, m, x.options.WithImage, x.options.Compare, func(w wanted) error {
+		all := joined{give: func(w wanted) error {
 			select {
 			case jobs <- w:
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		}, x.progress)
+		}}
+		if err := x.repository.entries(ctx, m, x.options.WithImage, x.options.Compare, all.add, x.progress); err != nil {
+			return err
+		}
+		return all.flush()
 	})
 	for range x.options.Concurrency {
 		group.Go(func() error { return x.work(ctx, jobs) })

@@ -21,9 +21,7 @@ func TestControllersDieAndAreReplaced(t *testing.T) {
 		pods = append(pods, s.pod(name, []string{s.claim(name, class, "400Mi")}))
 		switch i {
 		case 1, 3: // as if its machine had lost power
-			leader := mustKubectl(t, "", "get", "lease", "-n", namespace, "plinth-controller", "-o", "jsonpath={.spec.holderIdentity}")
-			name, _, _ := strings.Cut(leader, "_")
-			mustKubectl(t, "", "delete", "pod", "-n", namespace, name, "--grace-period=0", "--force", "--ignore-not-found")
+			s.killLeader()
 		case 4:
 			mustKubectl(t, "", "rollout", "restart", "-n", namespace, "deployment/plinth-controller")
 		}

@@ -2,7 +2,8 @@
 // or by their first bytes, listed and deleted.
 //
 // A Store is a bucket of gocloud.dev/blob behind a URL, below the URL's path. Which buckets there are is decided by who wires the
-// program: an Opener for each scheme, of which this package has the one for directories (file://), NFS among them.
+// program: an Opener for each scheme, of which this package has the one for directories (file://), NFS among them. Those whose drivers are
+// large are opened by package apart in a program of their own.
 //
 // What a Store adds to the bucket: errors have a Kind, name the object and show nothing that a server said; what may pass is tried
 // again a few times, with growing pauses; a call that makes no progress ends; bytes are counted, and limited where a limit is set; an

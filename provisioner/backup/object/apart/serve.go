@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -25,18 +24,18 @@ import (
 // Serve is the program: it opens the bucket that its standard input describes and serves it until nobody is left who could ask. A bucket
 // that cannot be opened is told to whoever asks.
 func Serve(ctx context.Context, openers map[string]object.Opener) error {
-	var s setup
-	if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil { // its error would not quote the text
-		return backingimage.Errorf(backingimage.Invalid, "this program is run by plinth, which tells it what to serve")
-	}
 	control, err := net.FileConn(os.NewFile(controlFile, "control"))
 	if err != nil {
-		return fmt.Errorf("open the socket that connections come by: %w", err)
+		return errByHand
 	}
 	defer control.Close()
 	socket, ok := control.(*net.UnixConn)
 	if !ok {
-		return backingimage.Errorf(backingimage.Invalid, "file %d is no Unix socket: this program is run by plinth", controlFile)
+		return errByHand
+	}
+	var s setup
+	if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil { // it may quote the text
+		return errByHand
 	}
 	h := &handler{}
 	h.bucket, h.err = open(ctx, s, openers)
@@ -46,6 +45,8 @@ func Serve(ctx context.Context, openers map[string]object.Opener) error {
 	}
 	return nil
 }
+
+var errByHand = backingimage.Errorf(backingimage.Invalid, "this program is run by plinth, which opens the files that it works with")
 
 func open(ctx context.Context, s setup, openers map[string]object.Opener) (object.Bucket, error) {
 	opener, ok := openers[s.Location.Scheme]

@@ -28,7 +28,7 @@ import (
 // ServiceAccount is one of Google's, with its key.
 type ServiceAccount struct {
 	JSON string // content of its key file
-	key  *rsa.PublicKey
+	key  *rsa.PrivateKey
 }
 
 // MustServiceAccount makes a service account's key.
@@ -43,7 +43,7 @@ func MustServiceAccount(tb testing.TB) ServiceAccount {
 		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": "https://oauth2.googleapis.com/token",
 	})
 	must(tb, err)
-	return ServiceAccount{JSON: string(text), key: &key.PublicKey}
+	return ServiceAccount{JSON: string(text), key: key}
 }
 
 // signed reports whether a request carries a token that the account signed (RFC 7515, 5.2).
@@ -55,7 +55,7 @@ func (a ServiceAccount) signed(r *http.Request) bool {
 	}
 	signature, err := base64.RawURLEncoding.DecodeString(token[at+1:])
 	sum := sha256.Sum256([]byte(token[:at]))
-	return err == nil && rsa.VerifyPKCS1v15(a.key, crypto.SHA256, sum[:], signature) == nil
+	return err == nil && rsa.VerifyPKCS1v15(&a.key.PublicKey, crypto.SHA256, sum[:], signature) == nil
 }
 
 // MustGoogle runs a Cloud Storage server with one bucket, which answers whoever has the service account's key, and returns its address.
@@ -79,6 +79,28 @@ func MustGoogle(tb testing.TB, bucket string, a ServiceAccount) string {
 	}))
 	tb.Cleanup(front.Close)
 	return front.Listener.Addr().String()
+}
+
+// MustMetadata runs the server at which a machine, or a pod, in Google's cloud asks for a token of the account that it is, and returns its
+// address.
+func MustMetadata(tb testing.TB, a ServiceAccount) string {
+	tb.Helper()
+	const what = "plinth.token"
+	sum := sha256.Sum256([]byte(what))
+	signature, err := rsa.SignPKCS1v15(nil, a.key, crypto.SHA256, sum[:])
+	must(tb, err)
+	answer, err := json.Marshal(map[string]any{"access_token": what + "." + base64.RawURLEncoding.EncodeToString(signature), "expires_in": 3600, "token_type": "Bearer"})
+	must(tb, err)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Metadata-Flavor", "Google")
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			_, _ = w.Write(answer)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	tb.Cleanup(server.Close)
+	return server.Listener.Addr().String()
 }
 
 func must(tb testing.TB, err error) {
