@@ -183,7 +183,9 @@ func TestNodeIsRemoved(t *testing.T) {
 	s := newSpace(t)
 	image := mustImage(t, xfsImage)
 	node := mustOwn(t, fmt.Sprint("n", *nodes))
-	class := s.class("c", late, s.onDemand("golden", image))
+	parameters := s.onDemand("golden", image)
+	parameters["backingImageMinNumberOfCopies"] = "2"
+	class := s.class("c", late, parameters)
 	pod := s.pod("p", []string{s.claim("p", class, "400Mi")}, onNode(node.Name))
 	s.running(pod)
 	s.deletePod(pod)
@@ -214,6 +216,13 @@ func TestNodeIsRemoved(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	must(t, "two copies on the machines that are left", func(ctx context.Context) error {
+		out, err := kubectl(ctx, "", "get", "backingimagecopies", "-o", `jsonpath={range .items[?(@.spec.image=="`+parameters["backingImage"]+`")]}{.spec.nodeName}{" "}{.status.state}{"\n"}{end}`)
+		if err == nil && (strings.Count(out, " ready\n") < 2 || strings.Contains(out, node.Name+" ")) {
+			err = fmt.Errorf("the copies are\n%s", out)
+		}
+		return err
+	})
 	next := s.pod("next", []string{s.claim("next", class, "400Mi")})
 	s.running(next)
 	s.mustHold(next, image)

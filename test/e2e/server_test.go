@@ -25,7 +25,7 @@ type servedFile struct {
 	data     []byte
 	user     string // with password; "": everybody
 	password string
-	gate     chan struct{} // while it is open, no byte beyond the middle is sent; nil: none is held back
+	gate     chan struct{} // until it is closed, hardly a byte beyond the middle is sent; nil: none is held back
 
 	mu       sync.Mutex
 	requests int
@@ -84,7 +84,9 @@ func (f *servedFile) traffic() (requests int, sent int64) {
 	return f.requests, f.sent
 }
 
-// heldReader stops in the middle of the file while the gate is closed.
+const dripEvery = 10 * time.Second
+
+// heldReader stops in the middle of the file until the gate is closed, but for a byte now and then, so that it is a slow source and no dead one.
 type heldReader struct {
 	*bytes.Reader
 	file  *servedFile
@@ -99,6 +101,8 @@ func (h *heldReader) Read(b []byte) (int, error) {
 			case <-h.file.gate:
 			case <-h.ended:
 				return 0, io.ErrUnexpectedEOF
+			case <-time.After(dripEvery):
+				b = b[:1]
 			}
 		} else if int64(len(b)) > middle-at {
 			b = b[:middle-at]

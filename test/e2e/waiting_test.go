@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// held is a class whose image stops in the middle of its download, until the gate is closed.
+// held is a class whose image hardly comes beyond the middle of its download, until it is opened.
 func (s *space) held(image *diskImage) (class string, open func()) {
 	s.Helper()
 	file := &servedFile{data: image.qcow2, gate: make(chan struct{})}
@@ -54,6 +54,18 @@ func TestPodDeletedWhileStaging(t *testing.T) {
 	open()
 	s.running("next")
 	s.mustHold("next", image)
+}
+
+// A pod that waits for longer than a kubelet waits for an answer says for what, and runs when that is there.
+func TestPodIsToldWhatItWaitsFor(t *testing.T) {
+	s := newSpace(t)
+	image := mustImage(t, xfsImage)
+	class, open := s.held(image)
+	pod := s.pod("waits", []string{s.claim("c", class, "400Mi")})
+	s.says(pod, "backing image "+s.name+"-held: fetching on ")
+	open()
+	s.running(pod)
+	s.mustHold(pod, image)
 }
 
 // A pod that is deleted by force leaves nothing that keeps the next one from its volume.
