@@ -90,8 +90,9 @@ e2e-smoke: e2e-deps build ## The same, for a few minutes: what must never break
 	$(E2E) -timeout 30m -run '^TestSmoke' .
 
 .PHONY: e2e-remote
-e2e-remote: $(HELM_PROGRAM) ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, TEST_IMAGE=…
-	$(E2E) -timeout 90m -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
+e2e-remote: $(HELM_PROGRAM) ## The same tests in a cluster that has Plinth: KUBECONFIG=…, SERVE_IMAGES_AT=host:port of this machine, NAMESPACE=…, TEST_IMAGE=…
+	@[ -n '$(KUBECONFIG)' ] || { echo "Say which cluster: make e2e-remote KUBECONFIG=…; see test/e2e/README.md"; exit 1; }
+	$(E2E) -timeout 90m -kubeconfig '$(abspath $(KUBECONFIG))' -serve-images-at '$(SERVE_IMAGES_AT)' $(if $(NAMESPACE),-namespace '$(NAMESPACE)') $(if $(TEST_IMAGE),-test-image '$(TEST_IMAGE)') .
 
 .PHONY: e2e-shell
 e2e-shell: e2e-deps build ## A shell with kubectl in such a cluster, which ends with it

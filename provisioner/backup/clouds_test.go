@@ -1,6 +1,7 @@
 package backup_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"maps"
@@ -115,4 +116,28 @@ func TestTheMachinesIdentityIsUsedWhenTheSecretSaysSo(t *testing.T) {
 	must(t, backup.Probe(context.Background(), p.mustStore(t)))
 	t.Setenv("GCE_METADATA_HOST", cloudtest.MustMetadata(t, cloudtest.MustServiceAccount(t)))
 	wrong(t, p, func(*place) {}, "does not accept who asks")
+}
+
+// TestBytesThatChangeOnTheWayAreAskedForAgain is for the clouds, whose answers say what they must be.
+func TestBytesThatChangeOnTheWayAreAskedForAgain(t *testing.T) {
+	for name, where := range clouds() {
+		t.Run(name, func(t *testing.T) { t.Parallel(); testChanged(t, where(t)) })
+	}
+}
+
+func testChanged(t *testing.T, p *place) {
+	ctx, want := context.Background(), content(1, 1<<20)
+	must(t, p.mustStore(t).Put(ctx, "object", want))
+	n, address := mustNetwork(t, p.address, fault{2, change(flipped)})
+	p.through(t, address)
+	p.options.Attempts, p.options.Pause = 30, time.Millisecond
+	s := p.mustStore(t)
+	for range 8 {
+		if got, err := s.Get(ctx, "object", 1<<20); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("got %d bytes, which are other ones: %v", len(got), err)
+		}
+	}
+	if n.done.Load() < 3 {
+		t.Errorf("only %d faults were made", n.done.Load())
+	}
 }

@@ -30,10 +30,9 @@ type cluster struct {
 
 var the cluster
 
-const (
-	namespace = "plinth"       // that Plinth is in
-	backupsAt = "/mnt/backups" // where its pods have the directory that the rig's nodes share
-)
+var namespace string // that Plinth is in
+
+const backupsAt = "/mnt/backups" // where its pods have the directory that the rig's nodes share
 
 // useCluster takes somebody's cluster as it is.
 func useCluster(ctx context.Context) error {

@@ -25,6 +25,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.StringVar(&namespace, "namespace", "plinth", "with -kubeconfig: namespace that Plinth is in")
 	flag.Parse()
 	os.Exit(run(m))
 }

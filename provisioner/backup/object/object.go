@@ -197,6 +197,9 @@ func (s *Store) put(ctx context.Context, name string, data []byte, synced, fresh
 		if fresh && gcerrors.Code(err) == gcerrors.FailedPrecondition {
 			return backingimage.Errorf(backingimage.Conflict, "there is one")
 		}
+		if gcerrors.Code(err) == gcerrors.NotFound && backingimage.Is(s.missing(ctx, err), backingimage.NotFound) { // while it is written by another
+			return backingimage.Errorf(backingimage.NotReady, "the server does not find what it is sent")
+		}
 		return err
 	})
 	if err == nil && synced {

@@ -3,12 +3,14 @@
 package azure
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/md5"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"strings"
@@ -83,8 +85,10 @@ func newClient(url string, c credential.Credential, over *http.Client) (*contain
 	return container.NewClientWithNoCredential(url, options)
 }
 
-// digest has the server compare what it gets.
+// digest has the server compare what it gets, and compares what it gives.
 type digest struct{}
+
+const digestHeader = "Content-MD5" // as whoever signs it spells it
 
 // Do implements policy.Policy.
 func (digest) Do(r *policy.Request) (*http.Response, error) {
@@ -96,9 +100,31 @@ func (digest) Do(r *policy.Request) (*http.Response, error) {
 		if err := r.RewindBody(); err != nil {
 			return nil, err
 		}
-		r.Raw().Header["Content-MD5"] = []string{base64.StdEncoding.EncodeToString(sum.Sum(nil))} // as whoever signs it spells it
+		r.Raw().Header[digestHeader] = []string{base64.StdEncoding.EncodeToString(sum.Sum(nil))}
 	}
-	return r.Next()
+	resp, err := r.Next()
+	if err == nil && resp.StatusCode == http.StatusOK && r.Raw().Method == http.MethodGet {
+		if want, err := base64.StdEncoding.DecodeString(resp.Header.Get(digestHeader)); err == nil && len(want) == md5.Size {
+			resp.Body = &compared{ReadCloser: resp.Body, sum: md5.New(), want: want}
+		}
+	}
+	return resp, err
+}
+
+// compared is a body that ends with an error when it has another digest than it must have.
+type compared struct {
+	io.ReadCloser
+	sum  hash.Hash
+	want []byte
+}
+
+func (c *compared) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.sum.Write(p[:n])
+	if err == io.EOF && !bytes.Equal(c.sum.Sum(nil), c.want) {
+		err = backingimage.Errorf(backingimage.NotReady, "other bytes came than the server sent: %s", laterOn)
+	}
+	return n, err
 }
 
 // meaning of an answer that holds no object, and what to do about it.
