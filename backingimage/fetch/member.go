@@ -127,9 +127,10 @@ func (s *swarm) ask(ctx context.Context, group *parallel.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
+	hungry := len(s.buffers) > 0 // there could be more requests on their way, if anybody had what is needed
 	for _, m := range s.members {
 		interval := askInterval
-		if m.dry {
+		if m.dry || hungry {
 			interval = dryInterval
 		}
 		if m.asking || m.wrong || m.gone || m.whole || now.Before(m.rest) || now.Sub(m.asked) < interval {

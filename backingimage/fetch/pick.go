@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"plinth.dev/plinth/backingimage/disk/direct"
 	"plinth.dev/plinth/backingimage/manifest"
 	"plinth.dev/plinth/backingimage/parallel"
 )
@@ -43,7 +44,7 @@ func (s *swarm) request(ctx context.Context, group *parallel.Group) bool {
 	group.Go(func() error {
 		defer func() { s.buffers <- buffer; s.poke() }()
 		if buffer == nil {
-			buffer = make([]byte, manifest.ChunkBytes)
+			buffer = direct.Buffer(manifest.ChunkBytes)
 		}
 		s.receive(ctx, m, r, buffer)
 		return nil

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plinth.dev/plinth/backingimage/disk/direct"
 	"plinth.dev/plinth/backingimage/format"
 	"plinth.dev/plinth/backingimage/manifest"
 )
@@ -15,6 +16,7 @@ import (
 // safe for concurrent use with different chunks.
 type contentFile struct {
 	file    *os.File
+	direct  *direct.Writer // of the file; nil: through the page cache
 	digests *manifest.Builder
 	written atomic.Int64 // bytes
 	growing bool         // the content's size is not known: see grow
@@ -140,6 +142,10 @@ var cloneRange = unix.IoctlFileCloneRange
 func (c *contentFile) write(p []byte, at int64) error {
 	if len(p) == 0 {
 		return nil
+	}
+	if c.direct != nil {
+		_, err := c.direct.WriteAt(p, at)
+		return err
 	}
 	if _, err := c.file.WriteAt(p, at); err != nil {
 		return err

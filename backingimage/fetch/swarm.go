@@ -69,6 +69,7 @@ func newSwarm(j *PeerJob, m *meter) *swarm {
 
 func (s *swarm) close() {
 	if s.content != nil {
+		s.content.direct.Close()
 		s.content.file.Close()
 	}
 	for _, m := range s.members {
@@ -124,9 +125,9 @@ func (s *swarm) decide(ctx context.Context, group *parallel.Group) error {
 			return fault
 		}
 		s.gather(ctx, group)
-		s.ask(ctx, group)
 		for s.request(ctx, group) {
 		}
+		s.ask(ctx, group)
 		if err := s.waits(); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ package direct
 import (
 	"errors"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +24,11 @@ func Buffer(bytes int) []byte {
 }
 
 // Writer writes to a file directly what is aligned, and the rest as usual. Where a filesystem knows no direct I/O,
-// everything is written as usual. It is used by one goroutine.
+// everything is written as usual. It is safe for concurrent use.
 type Writer struct {
-	file   *os.File
-	direct *os.File // nil: as usual
+	file    *os.File
+	direct  *os.File // nil: as usual
+	refused atomic.Bool
 }
 
 // NewWriter of an open file, which stays its caller's.
@@ -44,7 +46,7 @@ func (w *Writer) WriteAt(p []byte, at int64) (int, error) {
 	if n > 0 {
 		m, err := w.direct.WriteAt(p[:n], at)
 		if refused(err) {
-			w.Close()
+			w.refused.Store(true)
 			m, err = w.file.WriteAt(p[:n], at)
 		}
 		if err != nil {
@@ -60,7 +62,7 @@ func (w *Writer) WriteAt(p []byte, at int64) (int, error) {
 
 // aligned is how many bytes at p's beginning can be written directly.
 func (w *Writer) aligned(p []byte, at int64) int {
-	if w.direct == nil || at%Block != 0 || len(p) < Block || uintptr(unsafe.Pointer(&p[0]))%Block != 0 {
+	if w.direct == nil || w.refused.Load() || at%Block != 0 || len(p) < Block || uintptr(unsafe.Pointer(&p[0]))%Block != 0 {
 		return 0
 	}
 	return len(p) / Block * Block
@@ -69,10 +71,9 @@ func (w *Writer) aligned(p []byte, at int64) int {
 // refused reports whether the filesystem says that direct I/O is not to be had like that.
 func refused(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) }
 
-// Close ends direct writing; the file stays open. It may be called again.
+// Close gives up what NewWriter took; the file stays open.
 func (w *Writer) Close() {
 	if w.direct != nil {
 		w.direct.Close()
-		w.direct = nil
 	}
 }
