@@ -1,7 +1,6 @@
 package provisioner
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,72 +100,11 @@ func (a *Attacher) ready(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Vol
 		return now.Status.State == v1alpha1.VolumeReady, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return latest, backingimage.Errorf(backingimage.NotReady, "volume %s is not ready yet: %s", id, waitsFor(a.store, latest))
+		ctx, cancel := toTell(ctx)
+		defer cancel()
+		return latest, backingimage.Errorf(backingimage.NotReady, "volume %s is not ready yet: %s", id, waitsFor(ctx, a.store, latest))
 	}
 	return latest, err
-}
-
-// waitsFor says what a volume waits for: "backing image fedora-42: fetching on node-2, 43 % of 2.1 GiB, 210 MiB/s, 6 s left".
-func waitsFor(s *store.Store, v *v1alpha1.Volume) string {
-	if !v.Waits() {
-		return cmp.Or(v.Status.Message, "its agent has not made it yet")
-	}
-	c, ok := s.Copies.Get(v1alpha1.CopyName(v.Spec.Image.UID, v.Spec.DiskUUID))
-	if !ok {
-		return cmp.Or(v.Status.Message, "backing image "+v.Spec.Image.Name+" is not placed yet")
-	}
-	if v.Spec.Restore != nil && c.Status.State == v1alpha1.CopyReady {
-		return cmp.Or(v.Status.Message, "its agent has not begun to restore it yet")
-	}
-	return Progress(nearest(s, c))
-}
-
-// nearest is the copy whose progress is worth telling: one that has not begun waits for the one that fetches from the source, where its
-// progress is known (an agent knows its own copies alone).
-func nearest(s *store.Store, c *v1alpha1.BackingImageCopy) *v1alpha1.BackingImageCopy {
-	if c.Status.State != v1alpha1.CopyPending {
-		return c
-	}
-	for _, other := range s.Copies.By(store.ByImage, c.Spec.Image) {
-		if other.Spec.Origin && other.Spec.ImageUID == c.Spec.ImageUID && other.Status.State == v1alpha1.CopyInProgress {
-			return other
-		}
-	}
-	return c
-}
-
-// Progress says in a sentence how far a copy is.
-func Progress(c *v1alpha1.BackingImageCopy) string {
-	s := c.Status
-	what := fmt.Sprintf("backing image %s: ", c.Spec.Image)
-	switch s.State {
-	case v1alpha1.CopyInProgress:
-		what += fmt.Sprintf("fetching on %s", c.Spec.NodeName)
-		if s.BytesTotal > 0 {
-			what += fmt.Sprintf(", %d %% of %s", s.Progress, backingimage.SizeText(s.BytesTotal))
-		} else if s.BytesDone > 0 {
-			what += fmt.Sprintf(", %s so far", backingimage.SizeText(s.BytesDone))
-		}
-		if s.BytesPerSecond > 0 {
-			what += fmt.Sprintf(", %s/s", backingimage.SizeText(s.BytesPerSecond))
-		}
-		if s.ETASeconds > 0 {
-			what += fmt.Sprintf(", %d s left", s.ETASeconds)
-		}
-		if s.BytesPerSecond == 0 && s.Message != "" {
-			what += " (" + s.Message + ")"
-		}
-		return what
-	case v1alpha1.CopyReady:
-		return what + "ready on " + c.Spec.NodeName
-	case "":
-		return what + "waits for the agent on " + c.Spec.NodeName
-	}
-	what += fmt.Sprintf("%s on %s", s.State, c.Spec.NodeName)
-	if s.Message != "" {
-		what += ": " + s.Message
-	}
-	return what
 }
 
 // Detach implements Node.

@@ -171,17 +171,23 @@ func (a *Attacher) copyHere(ctx context.Context, v *v1alpha1.Volume) (uuid strin
 	if err := a.askFor(ctx, v, uuid); err != nil {
 		return "", err
 	}
-	progress := "waits for the image's controller"
+	var latest *v1alpha1.BackingImageCopy
 	err = a.store.Copies.Wait(ctx, v1alpha1.CopyName(image.UID, uuid), func(c *v1alpha1.BackingImageCopy) (bool, error) {
 		if c == nil {
 			return false, nil
 		}
-		if progress = Progress(c); c.Final() {
-			return false, backingimage.Errorf(backingimage.Precondition, "volume %s: %s; delete the image and create it anew with that mended", v.Name, progress)
+		if latest = c; c.Final() {
+			return false, backingimage.Errorf(backingimage.Precondition, "volume %s: %s; delete the image and create it anew with that mended", v.Name, Progress(c))
 		}
 		return c.Status.State == v1alpha1.CopyReady, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		progress := "waits for the image's controller"
+		if latest != nil {
+			ctx, cancel := toTell(ctx)
+			defer cancel()
+			progress = awaited(ctx, a.store, latest)
+		}
 		err = backingimage.Errorf(backingimage.NotReady, "volume %s is not ready on node %s yet: %s", v.Name, a.name, progress)
 	}
 	return uuid, err

@@ -77,7 +77,7 @@ func (t *Teller) Reconcile(ctx context.Context, name string) (time.Duration, err
 		return 0, nil
 	}
 	now, before := t.clock.Now(), t.lastOf(name)
-	news := t.taleOf(v)
+	news := t.taleOf(ctx, v)
 	wait := worth(news, before, now, v.CreationTimestamp.Time)
 	if wait != 0 {
 		return max(wait, 0), nil
@@ -115,7 +115,7 @@ const (
 )
 
 // taleOf is what there is to tell of a volume now.
-func (t *Teller) taleOf(v *v1alpha1.Volume) tale {
+func (t *Teller) taleOf(ctx context.Context, v *v1alpha1.Volume) tale {
 	s := v.Status
 	switch {
 	case s.State == v1alpha1.VolumeFailed:
@@ -133,7 +133,7 @@ func (t *Teller) taleOf(v *v1alpha1.Volume) tale {
 	if placed && (c.Status.State == v1alpha1.CopyFailed || c.Status.State == v1alpha1.CopyUnknown) {
 		return tale{reason: reasonImageFailing, message: Progress(c), warning: true, progress: true}
 	}
-	return tale{reason: reasonWaiting, message: waitsFor(t.store, v), progress: true}
+	return tale{reason: reasonWaiting, message: waitsFor(ctx, t.store, v), progress: true}
 }
 
 func madeFrom(v *v1alpha1.Volume) string {

@@ -62,7 +62,7 @@ func TestPodIsToldWhatItWaitsFor(t *testing.T) {
 	image := mustImage(t, xfsImage)
 	class, open := s.held(image)
 	pod := s.pod("waits", []string{s.claim("c", class, "400Mi")})
-	s.says(pod, "backing image "+s.name+"-held: ") // how far it is on another node its own does not know; the claim is told
+	s.says(pod, "backing image "+s.name+"-held: fetching on ") // whichever node fetches it
 	open()
 	s.running(pod)
 	s.mustHold(pod, image)
