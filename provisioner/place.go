@@ -157,9 +157,7 @@ func (p *Provisioner) roomToGrow(v *v1alpha1.Volume, bytes int64) error {
 	if !ok || bytes <= v.Spec.CapacityBytes {
 		return nil
 	}
-	c := p.candidate(disk)
-	c.promised -= v.Spec.CapacityBytes
-	if why := c.lacks(bytes, 0, p.options); why != "" {
+	if why := p.candidate(disk).lacks(bytes-v.Spec.CapacityBytes, 0, p.options); why != "" {
 		return backingimage.Errorf(backingimage.Full, "volume %s cannot grow to %s: disk %s: %s", v.Name, backingimage.ExactSizeText(bytes), disk.Name, why)
 	}
 	return nil

@@ -22,11 +22,8 @@ type attempt func(ctx context.Context, report func(fetch.Progress)) (fetch.Resul
 // when it is the origin, from the image's source; waits tells what it has to wait for instead. The source is found when the attempt begins, since that
 // may take asking a server, for which no other copy should wait.
 func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, kind fetchKind, waits string, err error) {
-	staged := d.Layout().StagedImage(c.Spec.ImageUID)
-	for _, other := range a.disks.List() {
-		if near, ok := a.store.Copies.Get(v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())); ok && other != d && near.Status.State == v1alpha1.CopyReady {
-			return a.copyOf(near, other, staged), kind, "", nil
-		}
+	if near, on := a.readyHere(ctx, c, d); near != nil {
+		return a.copyOf(near, on, d.Layout().StagedImage(c.Spec.ImageUID)), kind, "", nil
 	}
 	if run, waits, is, err := a.fromPeers(ctx, c, d, image); is {
 		return run, kind, waits, err
@@ -36,6 +33,27 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	}
 	run, waits, err = a.planSource(ctx, c, d, image)
 	return a.asOrigin(c, d, run), fetchKind{waits: waitsForPeople(c, image), fromSource: true}, waits, err
+}
+
+// readyHere finds a ready copy of the same image on another disk of this node. That one is not ready yet is asked of the API server: the
+// end of a fetch, which brings us here, is known to the cache later.
+func (a *Agent) readyHere(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk) (*v1alpha1.BackingImageCopy, *disk.Disk) {
+	for _, other := range a.disks.List() {
+		name := v1alpha1.CopyName(c.Spec.ImageUID, other.UUID())
+		near, ok := a.store.Copies.Get(name)
+		if !ok || other == d {
+			continue
+		}
+		if near.Status.State != v1alpha1.CopyReady && !a.fetches.running(name) {
+			if live, err := a.store.Copies.Live(ctx, name); err == nil {
+				near = live
+			}
+		}
+		if near.Status.State == v1alpha1.CopyReady {
+			return near, other
+		}
+	}
+	return nil, nil
 }
 
 // copyOf is an attempt at making a copy of a ready one on another disk. Damage that it finds there is marked.

@@ -44,7 +44,7 @@ func andImage(bytes int64) string {
 	return fmt.Sprintf(" after the image's %s", backingimage.SizeText(bytes))
 }
 
-// Sum is the sum of sizes, or the largest number there is where that is more: nobody gets room for asking for more than can be counted.
+// Sum is the sum of sizes, of which none is below 0, or the largest number there is where that is more: nobody gets room for asking for more than can be counted.
 func Sum(sizes ...int64) (sum int64) {
 	for _, bytes := range sizes {
 		if bytes > math.MaxInt64-sum {
