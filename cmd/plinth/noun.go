@@ -107,12 +107,12 @@ func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string)
 		return none, err
 	}
 	obj, err := n.resource(client).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
+	if err = apiError(err, "get", n.one, name); backingimage.Is(err, backingimage.NotFound) {
 		command := n.one[strings.LastIndex(n.one, " ")+1:]
 		return obj, backingimage.Errorf(backingimage.NotFound, "there is no %s %q (plinth %s ls shows those that are)", n.one, name, command)
 	}
 	if err != nil {
-		return obj, apiError(err, "get", n.one, name)
+		return obj, err
 	}
 	n.stamp(obj)
 	return obj, nil
@@ -122,8 +122,8 @@ func (n *noun[T, L]) get(ctx context.Context, client *store.Client, name string)
 func (n *noun[T, L]) list(ctx context.Context, client *store.Client, o metav1.ListOptions) (L, []T, error) {
 	list, err := n.resource(client).List(ctx, o)
 	if apierrors.IsNotFound(err) {
-		return list, nil, backingimage.Errorf(backingimage.Precondition,
-			"this API knows no %s: use the kubeconfig of plinth standalone, or install the definitions in deploy/crds in the cluster", n.many)
+		return list, nil, backingimage.Errorf(backingimage.NotReady,
+			"this API knows no %s: it is starting, or it is another's: use the kubeconfig of plinth standalone, or install the definitions in deploy/crds in the cluster", n.many)
 	}
 	if err != nil {
 		return list, nil, apiError(err, "list", n.many, "all")
