@@ -81,7 +81,7 @@ func (n *node) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeReques
 // letGo detaches a volume that could not be staged, unless it is at work elsewhere. A caller that is refused does not unstage, and what
 // stays attached can never be deleted; one whose time is over does unstage, or comes again.
 func (n *node) letGo(ctx context.Context, a provisioner.Attached) {
-	points, err := atWork(a)
+	_, points, err := atWork(a)
 	if err == nil && len(points) == 0 && ctx.Err() == nil {
 		err = n.volumes.Detach(ctx, a.Volume.Name)
 	}
@@ -144,7 +144,7 @@ func absent(err error) bool {
 
 // unstage unmounts the volume's filesystem and leaves the device as Attach made it. InUse while it is published.
 func unstage(a provisioner.Attached, path string) error {
-	points, err := atWork(a)
+	d, points, err := atWork(a)
 	if err != nil {
 		return err
 	}
@@ -160,23 +160,22 @@ func unstage(a provisioner.Attached, path string) error {
 			return err
 		}
 	}
-	d, err := mount.Inspect(a.Device)
-	if err == nil && d.ReadOnly && !a.ReadOnly {
-		err = mount.SetReadOnly(d.Path, false)
+	if d.ReadOnly && !a.ReadOnly {
+		return mount.SetReadOnly(d.Path, false)
 	}
-	return err
+	return nil
 }
 
-// atWork lists where the volume's device is bound or its filesystem mounted.
-func atWork(a provisioner.Attached) ([]mount.Point, error) {
+// atWork is the volume's device, and where that is bound or its filesystem mounted.
+func atWork(a provisioner.Attached) (mount.Device, []mount.Point, error) {
 	d, err := mount.Inspect(a.Device)
 	if err != nil {
-		return nil, err
+		return d, nil, err
 	}
 	bound, err := mount.Showing(d)
 	if err != nil {
-		return nil, err
+		return d, nil, err
 	}
 	mounted, err := filesystemsOf(a)
-	return append(bound, mounted...), err
+	return d, append(bound, mounted...), err
 }

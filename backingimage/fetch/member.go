@@ -26,7 +26,6 @@ type member struct {
 
 	asking bool      // which chunks it has
 	asked  time.Time // when it last was
-	dry    bool      // it had nothing that is needed
 
 	flying int                 // requests on their way
 	window int                 // how many there may be
@@ -35,14 +34,14 @@ type member struct {
 }
 
 const (
-	maxWindow   = 4
-	quick       = 50 * time.Millisecond  // a peer whose first byte comes so soon may have more requests
-	busy        = 250 * time.Millisecond // one that takes so long may have fewer
-	askInterval = time.Second
-	dryInterval = 200 * time.Millisecond
-	laterTime   = time.Second // until a chunk that was refused is asked for again
-	longestRest = 5 * time.Second
-	answerBound = 10 * time.Second // for small questions
+	maxWindow      = 4
+	quick          = 50 * time.Millisecond  // a peer whose first byte comes so soon may have more requests
+	busy           = 250 * time.Millisecond // one that takes so long may have fewer
+	askInterval    = time.Second
+	hungryInterval = 200 * time.Millisecond
+	laterTime      = time.Second // until a chunk that was refused is asked for again
+	longestRest    = 5 * time.Second
+	answerBound    = 10 * time.Second // for small questions
 )
 
 func (m *member) node() string { return m.peer.Node() }
@@ -130,8 +129,8 @@ func (s *swarm) ask(ctx context.Context, group *parallel.Group) {
 	hungry := len(s.buffers) > 0 // there could be more requests on their way, if anybody had what is needed
 	for _, m := range s.members {
 		interval := askInterval
-		if m.dry || hungry {
-			interval = dryInterval
+		if hungry {
+			interval = hungryInterval
 		}
 		if m.asking || m.wrong || m.gone || m.whole || now.Before(m.rest) || now.Sub(m.asked) < interval {
 			continue
@@ -170,7 +169,7 @@ func (s *swarm) askOne(parent context.Context, m *member) error {
 
 // learn keeps which chunks a member has. The caller has the lock.
 func (s *swarm) learn(m *member, has manifest.Bitmap) {
-	m.has, m.trouble, m.dry, m.count = has, nil, false, 0
+	m.has, m.trouble, m.count = has, nil, 0
 	for i := range has {
 		has[i] &= s.data[i]
 	}

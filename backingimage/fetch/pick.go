@@ -57,11 +57,7 @@ func (s *swarm) next() (*member, stretch, bool) {
 	sharing := s.sharing()
 	for _, turn := range s.turns(sharing) {
 		r, ok := s.pick(turn.of, sharing)
-		if !ok {
-			turn.of.dry = !turn.of.whole
-			continue
-		}
-		if turn.exclusive && s.partly(r.first) {
+		if !ok || turn.exclusive && s.partly(r.first) {
 			continue
 		}
 		return turn.of, r, true

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -227,12 +226,12 @@ func (c *cli) releaseDisk(ctx context.Context, client *store.Client, d *v1alpha1
 		return err
 	}
 	for _, copy := range of {
-		if err := client.Copies.Delete(ctx, copy.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			return apiError(err, "delete", "copy", copy.Name)
+		if err := backingimage.IgnoreNotFound(apiError(client.Copies.Delete(ctx, copy.Name, metav1.DeleteOptions{}), "delete", "copy", copy.Name)); err != nil {
+			return err
 		}
 	}
-	if err := client.Disks.Delete(ctx, d.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "delete", "disk", d.Name)
+	if err := backingimage.IgnoreNotFound(apiError(client.Disks.Delete(ctx, d.Name, metav1.DeleteOptions{}), "delete", "disk", d.Name)); err != nil {
+		return err
 	}
 	_, err = fmt.Fprintln(c.out, done)
 	return err
@@ -289,8 +288,8 @@ func (c *cli) forgetDisk(ctx context.Context, client *store.Client, d *v1alpha1.
 // forgetVolume deletes a volume's object without its agent, which has no file to remove.
 func forgetVolume(ctx context.Context, client *store.Client, v *v1alpha1.Volume) error {
 	err := client.Volumes.Delete(ctx, v.Name, metav1.DeleteOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "delete", "volume", v.Name)
+	if err := backingimage.IgnoreNotFound(apiError(err, "delete", "volume", v.Name)); err != nil {
+		return err
 	}
 	_, err = volumes.modify(ctx, client, v.Name, func(now *v1alpha1.Volume) {
 		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.VolumeFinalizer })
@@ -301,8 +300,8 @@ func forgetVolume(ctx context.Context, client *store.Client, v *v1alpha1.Volume)
 // forgetSnapshot is forgetVolume of a snapshot.
 func forgetSnapshot(ctx context.Context, client *store.Client, s *v1alpha1.Snapshot) error {
 	err := client.Snapshots.Delete(ctx, s.Name, metav1.DeleteOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "delete", "snapshot", s.Name)
+	if err := backingimage.IgnoreNotFound(apiError(err, "delete", "snapshot", s.Name)); err != nil {
+		return err
 	}
 	_, err = snapshots.modify(ctx, client, s.Name, func(now *v1alpha1.Snapshot) {
 		now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.SnapshotFinalizer })

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage"
@@ -59,8 +58,8 @@ func (c *cli) removeImage(ctx context.Context, client *store.Client, name string
 			name, strings.Join(waiting, ", "))
 	}
 	err = client.Images.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(image.UID))})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "delete", "image", name)
+	if err := backingimage.IgnoreNotFound(apiError(err, "delete", "image", name)); err != nil {
+		return err
 	}
 	if !wait {
 		_, err = fmt.Fprintf(c.out, "image %s is being deleted\n", name)

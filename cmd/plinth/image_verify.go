@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -119,10 +118,7 @@ func (v *verification) ask(ctx context.Context, c *v1alpha1.BackingImageCopy) er
 		return err
 	}
 	_, err = v.client.Copies.Patch(ctx, c.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "ask for the verification of", "copy", c.Name)
-	}
-	return nil
+	return backingimage.IgnoreNotFound(apiError(err, "ask for the verification of", "copy", c.Name))
 }
 
 // follow shows the progress until every copy has its answer, and returns the copies.

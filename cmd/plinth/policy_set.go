@@ -66,6 +66,18 @@ func (r *policyRequest) apply(s *v1alpha1.BackupPolicySpec, given func(flag stri
 	}
 }
 
+// open checks a policy's name and its flags, and connects to the API, in which it finds the volumes and the target that they name.
+func (r *policyRequest) open(ctx context.Context, c *cli, name string, given func(flag string) bool) (*store.Client, error) {
+	if err := validateName("a backup policy", name); err != nil {
+		return nil, err
+	}
+	client, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	return client, r.resolve(ctx, c, client, given)
+}
+
 // resolve checks the flags, and finds the volumes and the target that they name.
 func (r *policyRequest) resolve(ctx context.Context, c *cli, client *store.Client, given func(flag string) bool) (err error) {
 	if given("schedule") {
@@ -134,14 +146,8 @@ keep, one is enough. Without any number it removes none.`,
 }
 
 func (c *cli) createPolicy(ctx context.Context, name string, r policyRequest, given func(string) bool) error {
-	if err := validateName("a backup policy", name); err != nil {
-		return err
-	}
-	client, err := c.client()
+	client, err := r.open(ctx, c, name, given)
 	if err != nil {
-		return err
-	}
-	if err := r.resolve(ctx, c, client, given); err != nil {
 		return err
 	}
 	if r.spec.Target == "" {
@@ -190,14 +196,8 @@ func newPolicySetCommand(c *cli) *cobra.Command {
 }
 
 func (c *cli) setPolicy(ctx context.Context, name string, r policyRequest, given func(string) bool) error {
-	if err := validateName("a backup policy", name); err != nil {
-		return err
-	}
-	client, err := c.client()
+	client, err := r.open(ctx, c, name, given)
 	if err != nil {
-		return err
-	}
-	if err := r.resolve(ctx, c, client, given); err != nil {
 		return err
 	}
 	p, err := policies.modify(ctx, client, name, func(p *v1alpha1.BackupPolicy) { r.apply(&p.Spec, given) })

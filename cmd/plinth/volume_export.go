@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage"
@@ -81,8 +80,5 @@ func (c *cli) exportVolume(ctx context.Context, r exportRequest) (err error) {
 func deleteAfter(ctx context.Context, client *store.Client, name string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if err := client.Images.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return apiError(err, "delete", "image", name)
-	}
-	return nil
+	return backingimage.IgnoreNotFound(apiError(client.Images.Delete(ctx, name, metav1.DeleteOptions{}), "delete", "image", name))
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plinth.dev/plinth/backingimage"
+	"plinth.dev/plinth/backingimage/disk/direct"
 	"plinth.dev/plinth/backingimage/manifest"
 	"plinth.dev/plinth/backingimage/parallel"
 )
@@ -35,7 +36,8 @@ func (r *Repository) Restore(ctx context.Context, m *Manifest, f *os.File, o Res
 	if err := f.Truncate(m.Bytes()); err != nil {
 		return fmt.Errorf("make the file %d bytes long: %w", m.Bytes(), err)
 	}
-	x := &restoring{repository: r, file: f, options: o, total: m.Bytes()}
+	x := &restoring{repository: r, file: f, direct: direct.NewWriter(f), options: o, total: m.Bytes()}
+	defer x.direct.Close()
 	if o.Concurrency <= 0 {
 		x.options.Concurrency = r.width
 	}
@@ -52,11 +54,11 @@ func (r *Repository) Restore(ctx context.Context, m *Manifest, f *os.File, o Res
 type restoring struct {
 	repository *Repository
 	file       *os.File
+	direct     *direct.Writer // of the file
 	options    Restoring
 
-	total   int64
-	done    atomic.Int64
-	written atomic.Int64 // bytes
+	total int64
+	done  atomic.Int64
 }
 
 func (x *restoring) run(ctx context.Context, m *Manifest) error {
@@ -91,7 +93,7 @@ func (x *restoring) progress(bytes int64) {
 }
 
 func (x *restoring) work(ctx context.Context, jobs <-chan wanted) error {
-	buffer := make([]byte, BlockBytes)
+	buffer := direct.Buffer(BlockBytes)
 	for w := range jobs {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -151,20 +153,14 @@ func (x *restoring) write(p []byte, at int64) error {
 	for len(p) > 0 {
 		n, zero := piece(p)
 		if !zero {
-			if _, err := x.file.WriteAt(p[:n], at); err != nil {
+			if _, err := x.direct.WriteAt(p[:n], at); err != nil {
 				return fmt.Errorf("write at byte %d: %w", at, full(err))
-			}
-			if after := x.written.Add(int64(n)); after/flushBytes != (after-int64(n))/flushBytes {
-				_ = unix.SyncFileRange(int(x.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE) // a wish; the sync in the end counts
 			}
 		}
 		p, at = p[n:], at+int64(n)
 	}
 	return nil
 }
-
-// flushBytes is how much is written before the disk is told to begin with it.
-const flushBytes = 32 << 20
 
 // piece is how many bytes at p's beginning are zeros, or are not, in whole pieces.
 func piece(p []byte) (n int, zero bool) {

@@ -19,12 +19,9 @@ import (
 // openDirectory opens a directory as a bucket. It must be there: made by us, it would be on the wrong filesystem whenever the one that
 // belongs there is not mounted.
 func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, error) {
-	if err := isDirectory(l.Path); err != nil {
-		return Bucket{}, err
-	}
-	info, err := os.Stat(l.Path)
+	info, err := directoryAt(l.Path)
 	if err != nil {
-		return Bucket{}, classifyErrno(err)
+		return Bucket{}, err
 	}
 	b, err := fileblob.OpenBucket(l.Path, &fileblob.Options{Metadata: fileblob.MetadataDontWrite, NoTempDir: true, DirFileMode: 0o700})
 	if err != nil {
@@ -69,7 +66,7 @@ func (d directory) share(mode os.FileMode) func(*os.File) error {
 type directory string
 
 func (d directory) list(ctx context.Context, prefix string, each func(Object) error) error {
-	if err := isDirectory(string(d)); err != nil {
+	if _, err := directoryAt(string(d)); err != nil {
 		return err
 	}
 	folder, _ := path.Split(prefix)
@@ -116,17 +113,17 @@ func (d directory) walk(ctx context.Context, folder, prefix string, each func(Ob
 	return nil
 }
 
-func isDirectory(path string) error {
+func directoryAt(path string) (os.FileInfo, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return backingimage.Errorf(backingimage.Precondition, "there is no directory %s; mount what belongs there, or make it", path)
+		return nil, backingimage.Errorf(backingimage.Precondition, "there is no directory %s; mount what belongs there, or make it", path)
 	case err != nil:
-		return classifyErrno(err)
+		return nil, classifyErrno(err)
 	case !info.IsDir():
-		return backingimage.Errorf(backingimage.Precondition, "%s is not a directory; correct the URL", path)
+		return nil, backingimage.Errorf(backingimage.Precondition, "%s is not a directory; correct the URL", path)
 	}
-	return nil
+	return info, nil
 }
 
 // syncFilesystem writes all that is cached of the directory's filesystem; with NFS, to the server.
@@ -143,7 +140,7 @@ func classifyFile(ctx context.Context, path string, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	if gone := isDirectory(path); gone != nil {
+	if _, gone := directoryAt(path); gone != nil {
 		return gone
 	}
 	return classifyErrno(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -169,7 +170,10 @@ func (h *handler) read(w http.ResponseWriter, r *http.Request) error {
 
 // write has the whole object before it sends the first byte, so that nothing is written of one whose sender died.
 func (h *handler) write(_ http.ResponseWriter, r *http.Request) error {
-	data := make([]byte, max(r.ContentLength, 0))
+	if r.ContentLength < 0 {
+		return errors.New("the size of the object is not told")
+	}
+	data := make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, data); err != nil {
 		panic(http.ErrAbortHandler)
 	}
