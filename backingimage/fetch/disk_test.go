@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/disk"
@@ -45,7 +48,24 @@ func TestAFullDiskIsFullAndLeftAsItWas(t *testing.T) {
 			t.Errorf("%s: got %v error %v", name, backingimage.KindOf(err), err)
 		}
 		mustBeGone(t, j.Dir)
+		mustBeEmpty(t, dir)
 	}
+}
+
+// mustBeEmpty waits until a filesystem has all its room again. The kernel takes a moment to let go of a removed file that was
+// mounted where a converter could see it, after that has ended.
+func mustBeEmpty(tb testing.TB, dir string) {
+	tb.Helper()
+	var st unix.Statfs_t
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := unix.Statfs(dir, &st); err != nil {
+			tb.Fatal(err)
+		}
+		if st.Bfree == st.Blocks {
+			return
+		}
+	}
+	tb.Errorf("%s has %d of %d blocks free after all is gone", dir, st.Bfree, st.Blocks)
 }
 
 func TestADiskThatCanSharesWhatItConverts(t *testing.T) {
