@@ -22,8 +22,8 @@ TEST_PROGRAMS    := $(RUNTIME_PROGRAMS) qemu-img bwrap xz zstd bzip2 mkfs.btrfs 
 PACKAGES         := xfsprogs e2fsprogs util-linux mount qemu-utils bubblewrap xz-utils zstd bzip2 btrfs-progs curl gcc libc6-dev nodejs npm
 
 # What the clusters of test/e2e are made of beside Go modules.
-E2E_PROGRAMS := containerd runc /usr/lib/cni/bridge busybox ip nsenter qemu-img mkfs.xfs mkfs.ext4 bwrap
-E2E_PACKAGES := containerd runc containernetworking-plugins busybox-static iproute2 procps ca-certificates dash $(PACKAGES)
+E2E_PROGRAMS := containerd runc /usr/lib/cni/bridge busybox ip nsenter openssl qemu-img mkfs.xfs mkfs.ext4 bwrap
+E2E_PACKAGES := containerd runc containernetworking-plugins busybox-static iproute2 procps ca-certificates openssl dash $(PACKAGES)
 E2E           = cd test/e2e && $(GO) test -count=1 -v -plinth '$(abspath bin/plinth)' -logs '$(abspath bin/e2e)'
 
 # Programs that tests run, kept in the user's cache: servers that speak S3 and Cloud Storage, which take minutes to build, one that speaks

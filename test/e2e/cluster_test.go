@@ -89,7 +89,7 @@ func makeCluster(ctx context.Context, dir string) error {
 		return err
 	}
 	the.kubeconfig, the.kubectl = c.Kubeconfig, programs.Path("kubectl")
-	if err := install(ctx); err != nil {
+	if err := install(ctx, dir); err != nil {
 		return fmt.Errorf("install Plinth: %w", err)
 	}
 	if err := connect(ctx, c.Kubeconfig, programs.Path("kubectl"), rig.Address+":0"); err != nil {
@@ -100,7 +100,7 @@ func makeCluster(ctx context.Context, dir string) error {
 }
 
 // sidecars are the programs of the images that the manifests name, by the last word of the image's name.
-var sidecars = []string{"csi-provisioner", "csi-resizer", "csi-snapshotter", "csi-node-driver-registrar", "livenessprobe"}
+var sidecars = []string{"csi-provisioner", "csi-resizer", "csi-snapshotter", "csi-snapshot-metadata", "csi-node-driver-registrar", "livenessprobe"}
 
 // Images of Plinth: the one that is installed, and one of another name with the same content, for upgrades.
 const (
@@ -172,16 +172,33 @@ func busyboxImages(dir string) ([]rig.Image, error) {
 	return []rig.Image{{Name: *testImage, Layers: []*rig.Layer{layer}, Entrypoint: []string{"/bin/sh", "-c"}}}, err
 }
 
-// install does what docs/how-to/install-kubernetes.md says, snapshots included.
-func install(ctx context.Context) error {
-	crds, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}/config/crd", "github.com/kubernetes-csi/external-snapshotter/client/v8").Output()
-	if err != nil {
-		return fmt.Errorf("find the definitions of snapshots: %w", err)
-	}
-	if _, err := kubectl(ctx, "", "apply", "--server-side", "-k", strings.TrimSpace(string(crds))); err != nil {
-		return err
+// install does what docs/how-to/install-kubernetes.md says, with everything that is optional. Files that are made on the way are left in dir.
+func install(ctx context.Context, dir string) error {
+	for module, flag := range map[string]string{"external-snapshotter/client/v8": "-k", "external-snapshot-metadata/client": "-f"} {
+		definitions, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}/config/crd", "github.com/kubernetes-csi/"+module).Output()
+		if err != nil {
+			return fmt.Errorf("find the definitions of %s: %w", module, err)
+		}
+		if _, err := kubectl(ctx, "", "apply", "--server-side", flag, strings.TrimSpace(string(definitions))); err != nil {
+			return err
+		}
 	}
 	if err := the.rig.StartController("snapshot-controller", "--leader-election=false"); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"wait", "crd/snapshotmetadataservices.cbt.storage.k8s.io", "--for=condition=Established", "--timeout=1m"},
+		{"apply", "-f", "../../deploy/kubernetes/namespace.yaml"},
+	} {
+		if _, err := kubectl(ctx, "", args...); err != nil {
+			return err
+		}
+	}
+	certificate, err := documented("install-kubernetes.md", "What changed between snapshots")
+	if err != nil {
+		return err
+	}
+	if err := follow(ctx, dir, certificate); err != nil {
 		return err
 	}
 	_, err = kubectl(ctx, "", "apply", "-k", "deploy")

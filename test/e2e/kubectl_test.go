@@ -3,7 +3,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -60,4 +62,35 @@ func must(t testing.TB, what string, look func(context.Context) error) {
 	if err := eventually(t.Context(), patience, what, look); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// withKubectl is an environment in which kubectl is that of the cluster.
+func withKubectl() []string {
+	return append(os.Environ(), "KUBECONFIG="+the.kubeconfig, "PATH="+filepath.Dir(the.kubectl)+":"+os.Getenv("PATH"))
+}
+
+// documented returns the commands that a section of a how-to has, as users have them before them.
+func documented(page, section string) (string, error) {
+	text, err := os.ReadFile(filepath.Join("../../docs/how-to", page))
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(text), "\n## "+section+"\n")
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	_, rest, _ = strings.Cut(rest, "\n```sh\n")
+	commands, _, found := strings.Cut(rest, "\n```")
+	if !found {
+		return "", fmt.Errorf("section %q of %s has no commands", section, page)
+	}
+	return commands, nil
+}
+
+// follow runs commands in a shell with kubectl; what they write is in dir.
+func follow(ctx context.Context, dir, commands string) error {
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", commands)
+	cmd.Dir, cmd.Env = dir, withKubectl()
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s\nof\n%s", err, said, commands)
+	}
+	return nil
 }

@@ -65,7 +65,7 @@ func interact() int {
 	if flag.NArg() > 0 {
 		cmd = exec.Command("bash", "-c", flag.Arg(0))
 	}
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+the.kubeconfig, "PATH="+filepath.Dir(the.kubectl)+":"+os.Getenv("PATH"))
+	cmd.Env = withKubectl()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

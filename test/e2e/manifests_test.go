@@ -97,7 +97,7 @@ func TestAgentWritesItsOwnNodesObjectsAlone(t *testing.T) {
 }
 
 // mustKubeconfigOf is the kubeconfig of the tests with a token in place of the administrator's credentials.
-func mustKubeconfigOf(t *testing.T, token string) string {
+func mustKubeconfigOf(t testing.TB, token string) string {
 	t.Helper()
 	var config map[string]any
 	if err := json.Unmarshal([]byte(mustKubectl(t, "", "config", "view", "--raw", "--flatten", "--minify", "-o", "json")), &config); err != nil {

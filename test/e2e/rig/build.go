@@ -27,6 +27,7 @@ var programs = []string{
 	"github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer",
 	"github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter",
 	"github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
+	"github.com/kubernetes-csi/external-snapshot-metadata/cmd/csi-snapshot-metadata",
 }
 
 // standIns are small programs of our own, built with each change: see the README.
