@@ -174,25 +174,14 @@ func busyboxImages(dir string) ([]rig.Image, error) {
 
 // install does what docs/how-to/install-kubernetes.md says, with everything that is optional. Files that are made on the way are left in dir.
 func install(ctx context.Context, dir string) error {
-	for module, flag := range map[string]string{"external-snapshotter/client/v8": "-k", "external-snapshot-metadata/client": "-f"} {
-		definitions, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}/config/crd", "github.com/kubernetes-csi/"+module).Output()
-		if err != nil {
-			return fmt.Errorf("find the definitions of %s: %w", module, err)
-		}
-		if _, err := kubectl(ctx, "", "apply", "--server-side", flag, strings.TrimSpace(string(definitions))); err != nil {
-			return err
-		}
+	if err := define(ctx); err != nil {
+		return err
 	}
 	if err := the.rig.StartController("snapshot-controller", "--leader-election=false"); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"wait", "crd/snapshotmetadataservices.cbt.storage.k8s.io", "--for=condition=Established", "--timeout=1m"},
-		{"apply", "-f", "../../deploy/kubernetes/namespace.yaml"},
-	} {
-		if _, err := kubectl(ctx, "", args...); err != nil {
-			return err
-		}
+	if _, err := kubectl(ctx, "", "apply", "-f", "../../deploy/kubernetes/namespace.yaml"); err != nil {
+		return err
 	}
 	certificate, err := documented("install-kubernetes.md", "What changed between snapshots")
 	if err != nil {
@@ -202,6 +191,21 @@ func install(ctx context.Context, dir string) error {
 		return err
 	}
 	_, err = kubectl(ctx, "", "apply", "-k", "deploy")
+	return err
+}
+
+// define brings the kinds that are not Plinth's.
+func define(ctx context.Context) error {
+	for module, flag := range map[string]string{"external-snapshotter/client/v8": "-k", "external-snapshot-metadata/client": "-f"} {
+		dir, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}/config/crd", "github.com/kubernetes-csi/"+module).Output()
+		if err != nil {
+			return fmt.Errorf("find the definitions of %s: %w", module, err)
+		}
+		if _, err := kubectl(ctx, "", "apply", "--server-side", flag, strings.TrimSpace(string(dir))); err != nil {
+			return err
+		}
+	}
+	_, err := kubectl(ctx, "", "wait", "crd/snapshotmetadataservices.cbt.storage.k8s.io", "--for=condition=Established", "--timeout=1m")
 	return err
 }
 
