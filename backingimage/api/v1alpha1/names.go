@@ -11,6 +11,10 @@ const ImageFinalizer = "plinth.dev/backing-image"
 // ImageAnnotation is the annotation by which a claim asks for an image other than its StorageClass's.
 const ImageAnnotation = "plinth.dev/backing-image"
 
+// StandInAnnotation is at a claim in Plinth's own namespace that stands in for another while that one's volume is made: the other's
+// "namespace/name/uid". In any other namespace it means nothing.
+const StandInAnnotation = "plinth.dev/stands-in-for"
+
 // AnyNamespace in BackingImageSpec.AllowedNamespaces is every one.
 const AnyNamespace = "*"
 
