@@ -124,6 +124,7 @@ func TestClaimIsToldWhyItsSourceIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.choosesAgain("from-image-" + string(c.UID))
 	s.claim("poses", s.class("empty", immediate, map[string]string{}), "100Mi", func(p *corev1.PersistentVolumeClaim) {
 		p.Annotations = map[string]string{"plinth.dev/stands-in-for": s.name + "/p/" + string(c.UID)}
 	})
@@ -137,6 +138,21 @@ func TestClaimIsToldWhyItsSourceIsRefused(t *testing.T) {
 	s.mustHold(pod, image)
 	mustKubectl(t, "", "delete", "pvc", "-n", s.name, "closed", "--wait", "--timeout=60s")
 	s.noStandIns()
+}
+
+// choosesAgain does with a stand-in what the sidecar does when there is no room on the node, and waits until it is made anew, for the node that the
+// scheduler then chose for the original.
+func (s *space) choosesAgain(standIn string) {
+	s.Helper()
+	before := mustKubectl(s, "", "get", "pvc", "-n", namespace, standIn, "-o", "jsonpath={.metadata.uid}")
+	mustKubectl(s, "", "annotate", "pvc", "-n", namespace, standIn, "volume.kubernetes.io/selected-node-")
+	must(s, "another stand-in, with a node", func(ctx context.Context) error {
+		now, err := kubectl(ctx, "", "get", "pvc", "-n", namespace, standIn, "-o", `jsonpath={.metadata.uid} {.metadata.annotations.volume\.kubernetes\.io/selected-node}`)
+		if uid, node, _ := strings.Cut(now, " "); err == nil && (uid == before || node == "") {
+			err = fmt.Errorf("there is %q", now)
+		}
+		return err
+	})
 }
 
 // A claim that is deleted while its image is downloaded leaves nothing: no stand-in, no volume.
