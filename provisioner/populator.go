@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -166,12 +167,18 @@ func (p *Populator) Reconcile(ctx context.Context, key string) (time.Duration, e
 
 // standIn makes the stand-in of a claim once Kubernetes wants a volume made for it and, where binding is late, a node is chosen.
 func (p *Populator) standIn(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	if claim.Annotations[storageProvisionerAnnotation] != p.driver || claim.Spec.StorageClassName == nil {
+	driver, name := claim.Annotations[storageProvisionerAnnotation], ptr.Deref(claim.Spec.StorageClassName, "")
+	switch {
+	case driver == "" || name == "":
+		return nil
+	case driver != p.driver:
+		p.tell(ctx, v1alpha1.VolumeClaim{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID},
+			fmt.Sprintf("its source is backing image %s, and its StorageClass %s is of driver %s: take a class of %s", shortened(imageSource(claim)), name, driver, p.driver))
 		return nil
 	}
-	class, err := p.storage.Classes("").Get(ctx, *claim.Spec.StorageClassName, metav1.GetOptions{})
+	class, err := p.storage.Classes("").Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return store.Classify("get", "StorageClass", *claim.Spec.StorageClassName, err)
+		return store.Classify("get", "StorageClass", name, err)
 	}
 	late := class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
 	if class.Provisioner != p.driver || late && claim.Annotations[selectedNodeAnnotation] == "" {
@@ -254,7 +261,7 @@ func (p *Populator) suits(ctx context.Context, pv *corev1.PersistentVolume, clai
 		}
 	}
 	return backingimage.Errorf(backingimage.Precondition, "volume %s was made for it, and not of backing image %s: run csi-provisioner with --extra-create-metadata, then delete claim %s/%s, so that another is made",
-		pv.Name, imageSource(claim), standIn.Namespace, standIn.Name)
+		pv.Name, shortened(imageSource(claim)), standIn.Namespace, standIn.Name)
 }
 
 // remove deletes a stand-in, if it is there.

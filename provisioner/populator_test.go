@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -221,12 +222,12 @@ func TestPopulator(t *testing.T) {
 	// Each write of the loop fails once, before or after it is done, and the loop ends there: another takes over.
 	for _, after := range []bool{false, true} {
 		for n := 1; ; n++ {
-			writes := 0
+			var writes atomic.Int64
 			t.Run(fmt.Sprintf("killed at write %d, done %t", n, after), func(t *testing.T) {
 				k := fresh(t)
 				killed := make(chan struct{})
 				k.broken = func() (bool, bool) {
-					if writes++; writes == n {
+					if writes.Add(1) == int64(n) {
 						close(killed)
 						return !after, after
 					}
@@ -249,7 +250,7 @@ func TestPopulator(t *testing.T) {
 				k.populated("data", uid, "golden")
 				k.remove("data")
 			})
-			if writes < n {
+			if writes.Load() < int64(n) {
 				if n != 4 {
 					t.Errorf("the loop wrote %d times: a stand-in is made, its volume handed over, and it is removed", n-1)
 				}
@@ -303,7 +304,9 @@ func TestPopulator(t *testing.T) {
 		k := fresh(t)
 		uid := k.ask("data", "late", "golden")
 		other := k.ask("other", "any", "golden") // when that is done, the loop has looked at the first
-		k.until("the other claim to be bound", func() bool { return k.claim("shop", "other").Status.Phase == corev1.ClaimBound && k.claim("shop", "other").UID == other })
+		k.until("the other claim to be bound", func() bool {
+			return k.claim("shop", "other").Status.Phase == corev1.ClaimBound && k.claim("shop", "other").UID == other
+		})
 		for _, s := range k.standIns() {
 			if strings.Contains(s.Annotations[v1alpha1.StandInAnnotation], "/data/") {
 				t.Fatalf("there is %+v", s)
@@ -329,6 +332,22 @@ func TestPopulator(t *testing.T) {
 		k.silent = false
 		k.drop("persistentvolumeclaims", "plinth", k.standIns()[0].Name)
 		k.populated("data", k.claim("shop", "data").UID, "golden")
+		k.remove("data")
+	})
+	t.Run("a class of another driver", func(t *testing.T) {
+		k := fresh(t)
+		k.ask("data", "any", "golden")
+		c := k.claim("shop", "data")
+		c.Name, c.UID, c.Annotations["volume.kubernetes.io/storage-provisioner"] = "theirs", types.UID(uuid.NewString()), "other.example.org"
+		k.put("persistentvolumeclaims", "shop", "theirs", c)
+		e := k.events.until(t, "ProvisioningFailed", "is of driver other.example.org: take a class of csi.plinth.dev")
+		k.until("the other claim to be bound", func() bool {
+			return k.claim("shop", "data").Status.Phase == corev1.ClaimBound && len(k.standIns()) == 0
+		})
+		if e.About.Name != "theirs" || k.claim("shop", "theirs").Spec.VolumeName != "" {
+			t.Errorf("told %+v of %+v", e, k.claim("shop", "theirs"))
+		}
+		k.drop("persistentvolumeclaims", "shop", "theirs")
 		k.remove("data")
 	})
 	t.Run("a claim that is made anew under its name has nothing of the first one's", func(t *testing.T) {

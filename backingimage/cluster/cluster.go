@@ -1,5 +1,5 @@
 // Package cluster reaches what only a whole Kubernetes cluster has beside Plinth's own kinds: its Events, in which people read what
-// happens (Events), its PersistentVolumeClaims (Claims) and its Nodes (Nodes). An embedded API has none of them; Serves tells which
+// happens (Events), its PersistentVolumeClaims (Claims, Storage) and its Nodes (Nodes). An embedded API has none of them; Serves tells which
 // it is. Each kind has a small client of its own (Resource): client-go's links every API that there is.
 package cluster
 
