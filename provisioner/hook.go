@@ -121,7 +121,7 @@ func (p *Provisioner) createImage(ctx context.Context, d *draft) (*v1alpha1.Back
 	if err := notOnDemand(params.Image, params.SourceType); err != nil {
 		return nil, err
 	}
-	image := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: params.Image}, Spec: v1alpha1.BackingImageSpec{
+	image := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Name: params.Image, Annotations: p.firstDisk(ctx, d)}, Spec: v1alpha1.BackingImageSpec{
 		SourceType: params.SourceType, SourceParameters: map[string]v1alpha1.SourceParameter{}, Checksum: params.Checksum,
 		MinNumberOfCopies: max(params.MinNumberOfCopies, 1), NodeSelector: params.ImageNodeSelector, DiskSelector: params.ImageDiskSelector,
 	}}

@@ -43,6 +43,17 @@ func (p *Provisioner) place(_ context.Context, d *draft) error {
 	return nil
 }
 
+// firstDisk is the annotation of an image that is made for a draft: its first copy shall be where the volume will be, lest a second one is
+// made there. Where no disk can take the volume, there is none; why, it is told when it is placed.
+func (p *Provisioner) firstDisk(ctx context.Context, d *draft) map[string]string {
+	try := *d
+	try.bytes = roundUp(d.request.RequiredBytes)
+	if err := p.place(ctx, &try); err != nil || try.disk == nil {
+		return nil
+	}
+	return map[string]string{v1alpha1.FirstDiskAnnotation: try.disk.Name}
+}
+
 func noDisk(bytes int64, refusals []string) error {
 	if len(refusals) == 0 {
 		return backingimage.Errorf(backingimage.Full, "no disk can take a volume of %s: no disk is registered; is an agent running?", backingimage.SizeText(bytes))

@@ -2,6 +2,7 @@ package provisioner_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -9,8 +10,8 @@ import (
 	"plinth.dev/plinth/backingimage/node/nodetest"
 )
 
-// Where no node was chosen, volumes go where their image's first copy is, whatever order the sidecar gives the nodes to spread them; a scheduler's
-// choice is kept, and costs a second copy.
+// Where no node was chosen, volumes go where their image's first copy is, whatever order the sidecar gives the nodes to spread them. A scheduler's
+// choice is kept: an image that is made for the volume has its first copy there, and any other gets a second one.
 func TestVolumesGoWhereTheirImageIs(t *testing.T) {
 	r := newReaders(t, 2)
 	web := nodetest.NewWeb(t, 4<<20)
@@ -28,7 +29,7 @@ func TestVolumesGoWhereTheirImageIs(t *testing.T) {
 		}
 		return v
 	}
-	nodesWithCopy := func() []string {
+	nodesWithCopy := func(image string) []string {
 		t.Helper()
 		copies, err := r.machines[0].Store.Copies.LiveList(ctx)
 		if err != nil {
@@ -36,23 +37,26 @@ func TestVolumesGoWhereTheirImageIs(t *testing.T) {
 		}
 		var nodes []string
 		for _, c := range copies {
-			nodes = append(nodes, c.Spec.NodeName)
+			if c.Spec.Image == image {
+				nodes = append(nodes, c.Spec.NodeName)
+			}
 		}
 		return nodes
 	}
 
 	create("a", "n1", "n2") // at its time the first copy is being made
-	copies := nodesWithCopy()
+	copies := nodesWithCopy("golden")
 	if len(copies) != 1 {
 		t.Fatalf("copies are on %v", copies)
 	}
-	here, other := copies[0], map[string]string{"n1": "n2", "n2": "n1"}[copies[0]]
+	notOn := map[string]string{"n1": "n2", "n2": "n1"}
+	here, other := copies[0], notOn[copies[0]]
 	for _, claim := range []string{"b", "c"} {
 		if v := create(claim, other, here); v.Spec.NodeName != here {
 			t.Errorf("the volume of claim %s is on %s, the image's copy on %s", claim, v.Spec.NodeName, here)
 		}
 	}
-	if again := nodesWithCopy(); len(again) != 1 {
+	if again := nodesWithCopy("golden"); len(again) != 1 {
 		t.Errorf("copies are on %v", again)
 	}
 	if v := create("late", other, here); v.Spec.NodeName != other {
@@ -60,5 +64,15 @@ func TestVolumesGoWhereTheirImageIs(t *testing.T) {
 	}
 	if v := create("only", other); v.Spec.NodeName != other {
 		t.Errorf("%s alone is allowed, and the volume is on %s", other, v.Spec.NodeName)
+	}
+	for node, other := range notOn {
+		image := "for-" + node
+		class = download(image, web.URL, web.SHA512())
+		if v := create("late-"+node, node, other); v.Spec.NodeName != node {
+			t.Errorf("the scheduler chose %s, and the volume is on %s", node, v.Spec.NodeName)
+		}
+		if on := nodesWithCopy(image); !slices.Equal(on, []string{node}) {
+			t.Errorf("the volume of an image made for it is on %s, the image's copies on %v", node, on)
+		}
 	}
 }

@@ -80,7 +80,7 @@ func (p *Provisioner) restoredImage(ctx context.Context, d *draft) error {
 		}
 	}
 	if d.image == nil {
-		d.image, err = p.restoreImage(ctx, d.restore, d.parameters.RestoreImageFrom)
+		d.image, err = p.restoreImage(ctx, d)
 	}
 	return err
 }
@@ -99,9 +99,9 @@ func suits(image *v1alpha1.BackingImage, needs *backup.Image, m *backup.Manifest
 	return nil
 }
 
-// restoreImage makes the image of a backup anew, under its name, or, where that is another image's, under one that its content gives. from is
-// what the class wants it to be made of.
-func (p *Provisioner) restoreImage(ctx context.Context, f *found, from string) (*v1alpha1.BackingImage, error) {
+// restoreImage makes the image of a draft's backup anew, under its name, or, where that is another image's, under one that its content gives.
+func (p *Provisioner) restoreImage(ctx context.Context, d *draft) (*v1alpha1.BackingImage, error) {
+	f, from := d.restore, d.parameters.RestoreImageFrom
 	needs := f.manifest.Image
 	if from == v1alpha1.RestoreFromSource && f.origin() == nil {
 		return nil, noOrigin(f)
@@ -110,7 +110,7 @@ func (p *Provisioner) restoreImage(ctx context.Context, f *found, from string) (
 	if ValidateName(needs.Name) != nil {
 		names = []string{"restored-" + needs.ContentDigest}
 	}
-	image := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Labels: needs.Labels}, Spec: v1alpha1.BackingImageSpec{
+	image := &v1alpha1.BackingImage{ObjectMeta: metav1.ObjectMeta{Labels: needs.Labels, Annotations: p.firstDisk(ctx, d)}, Spec: v1alpha1.BackingImageSpec{
 		SourceType: v1alpha1.SourceRestore, MinNumberOfCopies: 1, SourceParameters: map[string]v1alpha1.SourceParameter{
 			v1alpha1.ParameterBackupURL:        v1alpha1.SourceParameter(backup.URL(f.target.Spec.URL, f.manifest.ID, "", needs.Name)),
 			v1alpha1.ParameterBackupTargetName: v1alpha1.SourceParameter(f.target.Name),

@@ -46,6 +46,12 @@ func copies(n int) func(*v1alpha1.BackingImage) {
 	return func(i *v1alpha1.BackingImage) { i.Spec.MinNumberOfCopies = int32(n) }
 }
 
+func firstDisk(disk string) func(*v1alpha1.BackingImage) {
+	return func(i *v1alpha1.BackingImage) {
+		i.Annotations = map[string]string{v1alpha1.FirstDiskAnnotation: disk}
+	}
+}
+
 func deleting(i *v1alpha1.BackingImage) { i.DeletionTimestamp = &metav1.Time{} }
 
 func name(image, disk string) string { return v1alpha1.CopyName("uid-"+image, disk) }

@@ -62,12 +62,13 @@ func (p *planner) compareOrigins(a, b *placed) int {
 }
 
 // compareNew orders copies that are yet to be made, the better origin first: on disks that can be reached, then where volumes
-// wait.
+// wait, or will.
 func (p *planner) compareNew(a, b v1alpha1.BackingImageCopySpec) int {
 	reached := func(disk string) bool { _, why, _ := p.away(p.disks[disk]); return why == "" }
 	return cmp.Or(
 		compareBool(reached(a.DiskUUID), reached(b.DiskUUID)),
 		cmp.Compare(len(p.waiting[b.DiskUUID]), len(p.waiting[a.DiskUUID])),
+		compareBool(a.DiskUUID == p.first, b.DiskUUID == p.first),
 		strings.Compare(a.DiskUUID, b.DiskUUID))
 }
 

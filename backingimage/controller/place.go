@@ -64,7 +64,8 @@ func (p *planner) choose(need int) (chosen int) {
 	return chosen
 }
 
-// bestDisk is the eligible disk without a copy whose node has the fewest copies, then the one with the most room.
+// bestDisk is the eligible disk without a copy that the image's first copy shall be on, then one whose node has the fewest copies, then the
+// one with the most room.
 func (p *planner) bestDisk(perNode map[string]int, taken map[string]bool) *v1alpha1.Disk {
 	var best *v1alpha1.Disk
 	for _, d := range p.eligible {
@@ -72,6 +73,7 @@ func (p *planner) bestDisk(perNode map[string]int, taken map[string]bool) *v1alp
 			continue
 		}
 		if best == nil || cmp.Or(
+			compareBool(d.Name == p.first, best.Name == p.first),
 			cmp.Compare(perNode[d.Spec.NodeName], perNode[best.Spec.NodeName]),
 			cmp.Compare(best.Status.AvailableBytes, d.Status.AvailableBytes),
 			strings.Compare(d.Name, best.Name)) < 0 {

@@ -104,6 +104,7 @@ type planner struct {
 	on       map[string]*placed   // by disk
 	anySound bool                 // whether a copy is ready and can be reached
 	eligible []*v1alpha1.Disk     // that may get a copy by our own choice
+	first    string               // disk that the first copy shall be on, if it may; "" when any will do, or there is a copy
 	full     string               // what room a disk lacks that would be eligible else
 }
 
@@ -173,6 +174,9 @@ func (p *planner) collect() {
 		}
 	}
 	slices.SortFunc(p.copies, func(a, b *placed) int { return strings.Compare(a.Spec.DiskUUID, b.Spec.DiskUUID) })
+	if len(p.copies) == 0 {
+		p.first = p.Image.Annotations[v1alpha1.FirstDiskAnnotation]
+	}
 }
 
 func (p *planner) delete(copy, why string) {

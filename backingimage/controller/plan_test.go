@@ -26,6 +26,18 @@ func TestPlan(t *testing.T) {
 			state:  state(image("a", copies(2)), disks("d1/n1/30", "d2/n1/20", "d3/n2/10")),
 			create: "d1* d3", wanted: 2,
 		},
+		"an image that is made for a volume begins on its disk": {
+			state:  state(image("a", copies(2), firstDisk("d3")), disks("d1/n1/30", "d2/n1/20", "d3/n2/10")),
+			create: "d1 d3*", wanted: 2,
+		},
+		"a first copy's disk must be one that copies may be on": {
+			state:  state(image("a", copies(1), firstDisk("d2")), disks("d1/n1/10", "d2/n2/20/cordoned")),
+			create: "d1*", wanted: 1,
+		},
+		"a first copy's disk means nothing once there is a copy": {
+			state:  state(image("a", copies(2), firstDisk("d1")), disks("d1/n1/10", "d2/n1/20", "d3/n2/30"), copyOf("a", "d2", v1alpha1.CopyReady)),
+			create: "d3", wanted: 2,
+		},
 		"fewer disks than wanted copies is said, and what can be made is": {
 			state:  state(image("a", copies(3)), disks("d1/n1/10")),
 			create: "d1*", wanted: 3, short: "only 1 of 3 copies can be placed",

@@ -11,6 +11,10 @@ const ImageFinalizer = "plinth.dev/backing-image"
 // ImageAnnotation is the annotation by which a claim asks for an image other than its StorageClass's.
 const ImageAnnotation = "plinth.dev/backing-image"
 
+// FirstDiskAnnotation is the annotation of an image that names the disk for its first copy, if copies may be there: the disk of the volume
+// that it was made for. Later it means nothing.
+const FirstDiskAnnotation = "plinth.dev/first-disk"
+
 // StandInAnnotation is at a claim in Plinth's own namespace that stands in for another while that one's volume is made: the other's
 // "namespace/name/uid". In any other namespace it means nothing.
 const StandInAnnotation = "plinth.dev/stands-in-for"
