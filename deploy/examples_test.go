@@ -115,7 +115,7 @@ func TestExamplesShowEachFeature(t *testing.T) {
 		all.Write(text)
 	}
 	for _, feature := range []string{"volumeBindingMode: WaitForFirstConsumer", "volumeBindingMode: Immediate", "volumeMode: Block", "prefetch: true", "secret: mirror", "provisioner-secret-name",
-		"plinth.dev/backing-image:", "type: snap", "type: bi", "type: bak", "fromBackup:", "keepDaily", "accessModes: [ReadOnlyMany]", "ephemeral:", "kind: BackupTarget\n", "kind: BackupPolicy\n", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
+		"plinth.dev/backing-image:", "dataSourceRef:\n    apiGroup: plinth.dev\n", "type: snap", "type: bi", "type: bak", "fromBackup:", "keepDaily", "accessModes: [ReadOnlyMany]", "ephemeral:", "kind: BackupTarget\n", "kind: BackupPolicy\n", "kind: VolumeSnapshot\n", "readOnly: true", "minNumberOfCopies", "allowVolumeExpansion: true"} {
 		if !strings.Contains(all.String(), feature) {
 			t.Errorf("no example has %q", feature)
 		}

@@ -42,35 +42,58 @@ func (p *Provisioner) resolveClaim(ctx context.Context, d *draft) error {
 		return nil
 	}
 	claim, err := p.options.Claims.Get(ctx, d.claim.Namespace, d.claim.Name)
-	if err != nil && !d.parameters.AllowOverride {
+	if err != nil && !d.parameters.AllowOverride && d.claim.Namespace != p.options.Namespace { // where claims stand in for others
 		klog.FromContext(ctx).Info("Cannot read the claim of a volume", "volume", d.request.Name, "claim", klog.KRef(d.claim.Namespace, d.claim.Name), "why", err)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	d.claim.UID = claim.UID
 	d.anyNode = claim.Annotations[selectedNodeAnnotation] == ""
-	return p.overrideImage(ctx, d, claim.Annotations[v1alpha1.ImageAnnotation])
+	if claim, err = p.original(ctx, claim); err != nil {
+		return err
+	}
+	d.claim = &v1alpha1.VolumeClaim{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID}
+	return p.overrideImage(ctx, d, claim)
 }
 
-// overrideImage takes the image that a claim's annotation names, where the class and the image allow it. The image must exist:
-// what a class says of a source is said of its own image.
-func (p *Provisioner) overrideImage(ctx context.Context, d *draft, image string) error {
+// AskedImage is the image that a claim asks for, "" when it leaves that to its class, and the field that says so. Precondition when it
+// asks for two.
+func AskedImage(claim *corev1.PersistentVolumeClaim) (image, by string, err error) {
+	annotated, source := claim.Annotations[v1alpha1.ImageAnnotation], imageSource(claim)
+	if source == "" {
+		return annotated, "annotation " + v1alpha1.ImageAnnotation, nil
+	}
+	if annotated != "" && annotated != source {
+		return "", "", backingimage.Errorf(backingimage.Precondition, "claim %s/%s asks for backing image %s by spec.dataSourceRef and for %s by the annotation %s: remove the annotation",
+			claim.Namespace, claim.Name, shortened(source), shortened(annotated), v1alpha1.ImageAnnotation)
+	}
+	return source, "spec.dataSourceRef", nil
+}
+
+// overrideImage takes the image that a claim asks for, where the class and the image allow it. The image must exist: what a class says
+// of a source is said of its own image.
+func (p *Provisioner) overrideImage(ctx context.Context, d *draft, claim *corev1.PersistentVolumeClaim) error {
+	image, by, err := AskedImage(claim)
+	if err != nil {
+		return err
+	}
 	who := "claim " + d.claim.Namespace + "/" + d.claim.Name
 	switch {
+	case d.restore != nil && imageSource(claim) != "":
+		return backingimage.Errorf(backingimage.Precondition, "%s asks for backing image %s by its %s, and its StorageClass restores a backup: take a class without %s", who, shortened(image), by, keyBackup)
 	case image == "" || image == d.parameters.Image || d.source != nil:
 		return nil
 	case !d.parameters.AllowOverride:
-		return backingimage.Errorf(backingimage.Precondition, "%s asks for backing image %s by the annotation %s, and its StorageClass does not let it: set the class's parameter %s to \"true\", or remove the annotation",
-			who, shortened(image), v1alpha1.ImageAnnotation, keyAllowOverride)
+		return backingimage.Errorf(backingimage.Precondition, "%s asks for backing image %s by its %s, and its StorageClass does not let it: set the class's parameter %s to \"true\", or leave that out of the claim",
+			who, shortened(image), by, keyAllowOverride)
 	}
 	if err := ValidateName(image); err != nil {
-		return backingimage.Errorf(backingimage.Invalid, "%s: annotation %s: %w", who, v1alpha1.ImageAnnotation, err)
+		return backingimage.Errorf(backingimage.Invalid, "%s: %s: %w", who, by, err)
 	}
 	of, err := p.store.Images.Live(ctx, image)
 	if backingimage.Is(err, backingimage.NotFound) {
-		return backingimage.Errorf(backingimage.NotFound, "%s asks for backing image %q by the annotation %s, and there is none of that name: create it, or name another", who, image, v1alpha1.ImageAnnotation)
+		return backingimage.Errorf(backingimage.NotFound, "%s asks for backing image %q by its %s, and there is none of that name: create it, or name another", who, image, by)
 	}
 	if err != nil {
 		return err

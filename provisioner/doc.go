@@ -10,4 +10,6 @@
 // a backing image; a backup. A volume that is made of a snapshot, or of another volume, on the same disk is a clone. On another disk its
 // content comes from there: of a volume a point in time is taken first (Points), Offers give it with a manifest, and receipts get it chunk
 // by chunk, as agents get images.
+//
+// A claim whose source is a BackingImage is one that no provisioner sidecar takes on: the Populator has a claim stand in for it.
 package provisioner

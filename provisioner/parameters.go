@@ -28,7 +28,7 @@ type Parameters struct {
 	MkfsParams        string
 	FromBackup        string   // URL of the backup that the volume's content is restored from
 	RestoreImageFrom  string   // see v1alpha1.ParameterRestoreFrom
-	AllowOverride     bool     // a claim may name another image by its annotation
+	AllowOverride     bool     // a claim may name another image
 	Partition         int32    // 0: the whole device
 	Ignored           []string // keys of Longhorn's that mean nothing here, for one warning
 }
@@ -234,7 +234,7 @@ func parsePartition(p *Parameters, v string) error {
 
 func parseAllowOverride(p *Parameters, v string) error {
 	if v != "true" && v != "false" {
-		return invalid(keyAllowOverride, "%s: say \"true\" to let claims name another image by the annotation %s, or \"false\"", shortened(v), v1alpha1.ImageAnnotation)
+		return invalid(keyAllowOverride, "%s: say \"true\" to let claims name another image, or \"false\"", shortened(v))
 	}
 	p.AllowOverride = v == "true"
 	return nil

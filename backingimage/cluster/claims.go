@@ -19,9 +19,7 @@ type Claims struct {
 
 // NewClaims makes the reader of a cluster. It does not connect.
 func NewClaims(cfg *rest.Config) (*Claims, error) {
-	in, err := Resource(cfg, corev1.SchemeGroupVersion, "persistentvolumeclaims",
-		func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} },
-		func() *corev1.PersistentVolumeClaimList { return &corev1.PersistentVolumeClaimList{} })
+	in, err := NewClaimsClient(cfg)
 	return &Claims{in: in}, err
 }
 

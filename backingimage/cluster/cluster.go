@@ -1,19 +1,24 @@
 // Package cluster reaches what only a whole Kubernetes cluster has beside Plinth's own kinds: its Events, in which people read what
-// happens (Events), its PersistentVolumeClaims (Claims) and its Nodes (Nodes). An embedded API has none of them; Serves tells which
+// happens (Events), its PersistentVolumeClaims (Claims, Storage) and its Nodes (Nodes). An embedded API has none of them; Serves tells which
 // it is. Each kind has a small client of its own (Resource): client-go's links every API that there is.
 package cluster
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/store"
@@ -41,6 +46,19 @@ func Serves(cfg *rest.Config, resource string) (bool, error) {
 	return false, nil
 }
 
+// askEvery is how often an API that is away is asked what it serves.
+const askEvery = 5 * time.Second
+
+// WaitServes is Serves, and waits while the API does not say; an error is ctx's.
+func WaitServes(ctx context.Context, cfg *rest.Config, resource string) (served bool, err error) {
+	err = wait.PollUntilContextCancel(ctx, askEvery, true, func(context.Context) (bool, error) {
+		var err error
+		served, err = Serves(cfg, resource)
+		return err == nil, nil
+	})
+	return served, err
+}
+
 // In is a kind's typed client in a namespace; "" is all of them, or none for a kind that has none.
 type In[T store.Object, L runtime.Object] func(namespace string) *store.Resource[T, L]
 
@@ -63,4 +81,22 @@ func Resource[T store.Object, L runtime.Object](cfg *rest.Config, version schema
 	return func(namespace string) *store.Resource[T, L] {
 		return gentype.NewClientWithList(plural, client, codec, namespace, object, list)
 	}, nil
+}
+
+// Informer makes a cache of a client's objects that a field selector finds; slim leaves out what nobody looks at. It starts nothing.
+func Informer[T store.Object, L runtime.Object](client *store.Resource[T, L], example T, fieldSelector string, slim cache.TransformFunc) cache.SharedIndexInformer {
+	informer := cache.NewSharedIndexInformer(store.PlainLists{ListWatch: &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = fieldSelector
+			return client.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = fieldSelector
+			return client.Watch(ctx, o)
+		},
+	}}, example, 0, nil)
+	if err := informer.SetTransform(slim); err != nil {
+		panic(err) // only one that has started refuses
+	}
+	return informer
 }

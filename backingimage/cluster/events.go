@@ -62,8 +62,7 @@ type telling struct {
 
 // NewEvents makes the Recorder of a cluster; reporter is the program's instance, as in a pod's name. It starts nothing.
 func NewEvents(cfg *rest.Config, reporter string, c clock.PassiveClock) (*Events, error) {
-	in, err := Resource(cfg, corev1.SchemeGroupVersion, "events",
-		func() *corev1.Event { return &corev1.Event{} }, func() *corev1.EventList { return &corev1.EventList{} })
+	in, err := NewEventsClient(cfg)
 	return &Events{
 		in: in, reporter: reporter, clock: c,
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[eventKey](time.Second, time.Minute)),

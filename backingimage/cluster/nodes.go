@@ -3,14 +3,10 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -37,17 +33,7 @@ func NewNodes(cfg *rest.Config) (*Nodes, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Nodes{cfg: cfg, client: in("")}
-	n.informer = cache.NewSharedIndexInformer(store.PlainLists{ListWatch: &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return n.client.List(ctx, o) },
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return n.client.Watch(ctx, o)
-		},
-	}}, &corev1.Node{}, 0, nil)
-	if err := n.informer.SetTransform(slim); err != nil {
-		return nil, fmt.Errorf("watch nodes: %w", err)
-	}
-	return n, nil
+	return &Nodes{cfg: cfg, client: in(""), informer: Informer(in(""), &corev1.Node{}, "", slim)}, nil
 }
 
 // slim keeps of a Node what is looked at: what kubelets report of images and resources is most of it, and changes all the time.
@@ -61,17 +47,9 @@ func slim(o any) (any, error) {
 	return o, nil
 }
 
-// askEvery is how often an API that is away is asked whether it has Nodes.
-const askEvery = 5 * time.Second
-
 // Run watches until ctx ends.
 func (n *Nodes) Run(ctx context.Context) error {
-	served := false
-	err := wait.PollUntilContextCancel(ctx, askEvery, true, func(context.Context) (bool, error) {
-		var err error
-		served, err = Serves(n.cfg, "nodes")
-		return err == nil, nil
-	})
+	served, err := WaitServes(ctx, n.cfg, "nodes")
 	if err != nil {
 		return nil // ctx ended
 	}

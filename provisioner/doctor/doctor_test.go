@@ -69,6 +69,9 @@ func TestExamine(t *testing.T) {
 		s.Kubernetes.Claims[0].Status.Phase, s.Kubernetes.Claims[0].Annotations = corev1.ClaimPending, annotations
 	}
 	wish := map[string]string{v1alpha1.ImageAnnotation: "debian"}
+	source := func(image string) *corev1.TypedObjectReference {
+		return &corev1.TypedObjectReference{APIGroup: ptr.To(v1alpha1.GroupVersion.Group), Kind: "BackingImage", Name: image}
+	}
 	for name, tc := range map[string]struct {
 		with func(s)
 		want string // "severity kind/name problem", one after the other; "" for nothing
@@ -158,6 +161,8 @@ func TestExamine(t *testing.T) {
 			s.Kubernetes.Classes[0].Parameters = map[string]string{"allowBackingImageOverride": "true"}
 			s.Images[0].Name = "debian"
 		}, "error PersistentVolumeClaim/data NamespaceNotAllowed", "namespace shop"},
+		"a claim whose source is an image of which its class lets it not choose": {func(s s) { pending(s, nil); s.Kubernetes.Claims[0].Spec.DataSourceRef = source("debian") }, "error PersistentVolumeClaim/data OverrideNotAllowed", "spec.dataSourceRef"},
+		"a claim that asks for two images":                                       {func(s s) { pending(s, wish); s.Kubernetes.Claims[0].Spec.DataSourceRef = source("fedora") }, "error PersistentVolumeClaim/data TwoImages", "remove the annotation"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := well()

@@ -120,7 +120,10 @@ func (x *examination) claim(c *corev1.PersistentVolumeClaim, class *storagev1.St
 
 // override says what is wrong with a claim's wish for an image.
 func (x *examination) override(c *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) (problem, message, remedy string) {
-	name := c.Annotations[v1alpha1.ImageAnnotation]
+	name, by, twice := provisioner.AskedImage(c)
+	if twice != nil {
+		return "TwoImages", twice.Error(), "remove the annotation"
+	}
 	p, err := provisioner.ParseParameters(provisioner.DriverParameters(class.Parameters))
 	if name == "" || err != nil || name == p.Image {
 		return "", "", ""
@@ -128,7 +131,7 @@ func (x *examination) override(c *corev1.PersistentVolumeClaim, class *storagev1
 	image := x.imageNamed(name)
 	switch {
 	case !p.AllowOverride:
-		return "OverrideNotAllowed", fmt.Sprintf("asks for image %s by the annotation %s, and class %s does not let it", name, v1alpha1.ImageAnnotation, class.Name), "use a class with allowBackingImageOverride, or remove the annotation"
+		return "OverrideNotAllowed", fmt.Sprintf("asks for image %s by its %s, and class %s does not let it", name, by, class.Name), "use a class with allowBackingImageOverride, or leave that out of the claim"
 	case image == nil:
 		return "NoImage", fmt.Sprintf("asks for image %s, and there is none of that name", name), "create the image, or correct the annotation"
 	case !image.Spec.Allows(c.Namespace):

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -56,11 +55,11 @@ func takeKubernetes(ctx context.Context, cfg *rest.Config, driver string) (*Kube
 	if err != nil {
 		return nil, err
 	}
-	classes, err := cluster.Resource(cfg, storagev1.SchemeGroupVersion, "storageclasses", func() *storagev1.StorageClass { return &storagev1.StorageClass{} }, func() *storagev1.StorageClassList { return &storagev1.StorageClassList{} })
+	classes, err := cluster.NewClassesClient(cfg)
 	if err != nil {
 		return nil, err
 	}
-	claims, err := cluster.Resource(cfg, corev1.SchemeGroupVersion, "persistentvolumeclaims", func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} }, func() *corev1.PersistentVolumeClaimList { return &corev1.PersistentVolumeClaimList{} })
+	claims, err := cluster.NewClaimsClient(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ var examples = []example{
 		}
 	}},
 	{file: "dataset-on-many-nodes.yaml"},
-	{file: "image-per-claim.yaml", after: func(e *examining) { e.pod("web-1", []string{"web-1"}) }},
+	{file: "image-per-claim.yaml", after: func(e *examining) { e.pod("web", []string{"web-0", "web-1"}) }},
 	{file: "backingimage-private.yaml", before: func(e *examining) { e.secret(namespace, "mirror", "username=reader", "password="+examplePassword) }, after: func(e *examining) {
 		mustKubectl(e, "", "wait", "backingimage/private", "--for=condition=Ready", "--timeout=3m")
 		mustKubectl(e, "", "delete", "backingimage", "private", "--timeout=60s") // the next example has one of that name

@@ -94,7 +94,7 @@ type BackingImageSpec struct {
 	// +optional
 	Prefetch bool `json:"prefetch,omitempty"`
 
-	// AllowedNamespaces are the Kubernetes namespaces whose claims may ask for this image by the annotation
+	// AllowedNamespaces are the Kubernetes namespaces whose claims may ask for this image, as their dataSourceRef or by the annotation
 	// plinth.dev/backing-image, where their StorageClass allows that; "*" is every namespace. Absent, none may. What a StorageClass itself
 	// names needs no leave. It may change at any time, and what was provisioned stays.
 	// +optional

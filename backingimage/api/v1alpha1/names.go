@@ -15,6 +15,10 @@ const ImageAnnotation = "plinth.dev/backing-image"
 // that it was made for. Later it means nothing.
 const FirstDiskAnnotation = "plinth.dev/first-disk"
 
+// StandInAnnotation is at a claim in Plinth's own namespace that stands in for another while that one's volume is made: the other's
+// "namespace/name/uid". In any other namespace it means nothing.
+const StandInAnnotation = "plinth.dev/stands-in-for"
+
 // AnyNamespace in BackingImageSpec.AllowedNamespaces is every one.
 const AnyNamespace = "*"
 

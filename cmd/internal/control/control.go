@@ -101,6 +101,10 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	storage, err := cluster.NewStorage(api)
+	if err != nil {
+		return nil, err
+	}
 	cfg.Provisioner.Credentials, cfg.Loops.Credentials = secrets, secrets
 	cfg.Provisioner.Claims, cfg.Loops.Recorder = claims, events
 	repositories := provisioner.NewRepositories(s, cfg.Backups, cfg.Source, secrets)
@@ -114,7 +118,8 @@ func join(cfg ProcessConfig, api *rest.Config) (*parts, error) {
 		return nil, err
 	}
 	newLoops := func() process.Part {
-		return loops{Loops(s, cfg.Loops, repositories), controller.NewMachines(s, machines, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{})}
+		return loops{Loops(s, cfg.Loops, repositories), controller.NewMachines(s, machines, cfg.Loops), provisioner.NewTeller(s, events, clock.RealClock{}),
+			provisioner.NewPopulator(s, storage, events, csi.DefaultDriverName, cfg.Provisioner.Namespace)}
 	}
 	l, err := newLeader(cfg.Election, api, newLoops)
 	if err != nil {
