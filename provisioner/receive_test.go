@@ -168,6 +168,7 @@ func TestSnapshotsBetweenDisksOfANode(t *testing.T) {
 	for i := range 2 {
 		v := w.create(t, provisioner.CreateRequest{Name: []string{"a", "b"}[i], RequiredBytes: 64 << 20})
 		disks[v.Spec.DiskUUID] = true
+		w.untilKnown(t, v.Name)
 	}
 	if len(disks) != 2 {
 		t.Fatal("the volumes are on one disk")
@@ -184,6 +185,14 @@ func TestSnapshotsBetweenDisksOfANode(t *testing.T) {
 		t.Errorf("spec is %+v", v.Spec)
 	}
 	w.holdsFirst(t, "c", content, 64<<20)
+}
+
+// untilKnown waits until the cache knows a volume, whose room is then counted.
+func (w *world) untilKnown(t *testing.T, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), nodetest.Wait)
+	defer cancel()
+	must(t, w.Store.Volumes.Wait(ctx, id, func(v *v1alpha1.Volume) (bool, error) { return v != nil, nil }))
 }
 
 // untilSchedulable waits until the cache knows that a disk takes nothing new.
