@@ -157,8 +157,8 @@ func (a *Agent) begin(ctx context.Context, name string, d *disk.Disk) (time.Dura
 	if err != nil {
 		return 0, a.failed(ctx, c.Name, err)
 	}
-	if waits == "" && !a.fetches.start(c.Name, kind, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx)) {
-		waits = fmt.Sprintf("waits for one of %d running fetches on this node to end", a.options.MaxFetches)
+	if waits == "" {
+		waits = a.fetches.start(c.Name, kind, func(fctx context.Context) { a.fetch(fctx, c.Name, d, run) }, klog.FromContext(ctx))
 	}
 	if waits == "" {
 		return 0, nil

@@ -25,8 +25,8 @@ func (a *Agent) plan(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.
 	if near, on := a.readyHere(ctx, c, d); near != nil {
 		return a.copyOf(near, on, d.Layout().StagedImage(c.Spec.ImageUID)), kind, "", nil
 	}
-	if run, waits, is, err := a.fromPeers(ctx, c, d, image); is {
-		return run, kind, waits, err
+	if run, is, err := a.fromPeers(ctx, c, d, image); is {
+		return run, fetchKind{fromPeers: true}, "", err
 	}
 	if !c.Spec.Origin {
 		return nil, kind, "waits for the image's first copy, which another disk is making", nil

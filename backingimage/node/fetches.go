@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -28,20 +29,24 @@ type running struct {
 type fetchKind struct {
 	waits      bool // for people: it takes no place
 	fromSource bool // it asks the image's source, as only the origin may
+	fromPeers  bool // it asks other nodes, as one copy of an image does at a time: what came once is copied from disk to disk then
 }
 
 func newFetches(max int) *fetches { return &fetches{max: max, byID: map[string]*running{}} }
 
-// start runs work in a goroutine of its own, unless one runs under that name (then nothing is done) or too many run
-// (then it returns false). One that waits for people takes no place.
-func (f *fetches) start(name string, kind fetchKind, work func(context.Context), log klog.Logger) bool {
+// start runs work in a goroutine of its own, unless one runs under that name (then nothing is done) or it has to wait: then it returns
+// for what. One that waits for people takes no place.
+func (f *fetches) start(name string, kind fetchKind, work func(context.Context), log klog.Logger) (waits string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.byID[name] != nil {
-		return true
+		return ""
+	}
+	if other := f.beside(name); other != "" && kind.fromPeers {
+		return fmt.Sprintf("waits for the copy on disk %s of this node, which is being received", other)
 	}
 	if !kind.waits && f.places() >= f.max {
-		return false
+		return fmt.Sprintf("waits for one of %d running fetches on this node to end", f.max)
 	}
 	// Not a child of the reconcile's context: a fetch outlives the call that began it, and stop ends it.
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), log))
@@ -52,7 +57,18 @@ func (f *fetches) start(name string, kind fetchKind, work func(context.Context),
 		defer cancel()
 		work(ctx)
 	}()
-	return true
+	return ""
+}
+
+// beside is the disk of another copy of the same image that is being made, "" when there is none. The caller has the lock.
+func (f *fetches) beside(name string) string {
+	image, disk, _ := v1alpha1.ParseCopyName(name)
+	for other := range f.byID {
+		if uid, uuid, _ := v1alpha1.ParseCopyName(other); uid == image && uuid != disk {
+			return uuid
+		}
+	}
+	return ""
 }
 
 // places that are taken. The caller has the lock.

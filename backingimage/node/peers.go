@@ -15,20 +15,17 @@ import (
 
 // fromPeers plans a copy whose bytes other nodes have; false when they come from elsewhere. The origin asks its source
 // unless another node has all of them; a copy that is not the origin asks whoever has a part.
-func (a *Agent) fromPeers(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, waits string, is bool, err error) {
+func (a *Agent) fromPeers(ctx context.Context, c *v1alpha1.BackingImageCopy, d *disk.Disk, image *v1alpha1.BackingImage) (run attempt, is bool, err error) {
 	if a.options.Identity == nil || image.Status.ContentDigest == "" {
-		return nil, "", false, nil
+		return nil, false, nil
 	}
 	others, err := a.elsewhere(ctx, image)
 	if err != nil {
-		return nil, "", true, err
+		return nil, true, err
 	}
 	ready := slices.ContainsFunc(others, func(o *v1alpha1.BackingImageCopy) bool { return o.Status.State == v1alpha1.CopyReady })
 	if !ready && (c.Spec.Origin || !slices.ContainsFunc(others, receiving)) {
-		return nil, "", false, nil
-	}
-	if other := a.receivingHere(c); other != "" {
-		return nil, fmt.Sprintf("waits for the copy on disk %s of this node, which is being received", other), true, nil
+		return nil, false, nil
 	}
 	job := fetch.PeerJob{
 		Dir: d.Layout().StagedImage(c.Spec.ImageUID), Image: image.Name, ImageUID: c.Spec.ImageUID,
@@ -39,24 +36,16 @@ func (a *Agent) fromPeers(ctx context.Context, c *v1alpha1.BackingImageCopy, d *
 		Retried:  func(reason string) { a.options.Metrics.retries.WithLabelValues(reason).Inc() },
 	}
 	return func(ctx context.Context, report func(fetch.Progress)) (fetch.Result, error) {
+		if near, on := a.readyHere(ctx, c, d); near != nil { // made while this was planned; none is being made now
+			return a.copyOf(near, on, job.Dir)(ctx, report)
+		}
 		return fetch.FromPeers(ctx, job, report)
-	}, "", true, nil
+	}, true, nil
 }
 
 // receiving reports whether a copy is being made, so that it may have a part.
 func receiving(c *v1alpha1.BackingImageCopy) bool {
 	return !c.Spec.Origin && (c.Status.State == v1alpha1.CopyStarting || c.Status.State == v1alpha1.CopyInProgress)
-}
-
-// receivingHere is the disk of another copy of the image that this node makes just now; "" when there is none. What comes
-// once over the network is copied from disk to disk then.
-func (a *Agent) receivingHere(c *v1alpha1.BackingImageCopy) string {
-	for _, name := range a.fetches.names() {
-		if uid, uuid, _ := v1alpha1.ParseCopyName(name); uid == c.Spec.ImageUID && uuid != c.Spec.DiskUUID {
-			return uuid
-		}
-	}
-	return ""
 }
 
 // elsewhere are the copies of an image on other nodes, as the API server has them: the cache has only this node's.

@@ -52,12 +52,13 @@ func (a *Agent) beginRepair(ctx context.Context, name string, d *disk.Disk, reco
 		return wait, err
 	}
 	r := &repair{agent: a, copy: c, disk: d, image: image, record: record, damage: damage, asked: havers(c, image)}
-	if a.fetches.start(name, fetchKind{}, r.run, klog.FromContext(ctx)) {
+	waits := a.fetches.start(name, fetchKind{}, r.run, klog.FromContext(ctx))
+	if waits == "" {
 		return 0, nil
 	}
 	return waitRetry, a.report(ctx, name, func(s *v1alpha1.BackingImageCopyStatus) {
 		s.State, s.Reason, s.BadChunks = v1alpha1.CopyPending, backingimage.Corrupt.String(), listed(damage)
-		s.Message = fmt.Sprintf("%s; the repair waits for one of %d running fetches on this node to end", damageText(damage), a.options.MaxFetches)
+		s.Message = fmt.Sprintf("%s; the repair %s", damageText(damage), waits)
 	})
 }
 

@@ -72,6 +72,7 @@ func Open(ctx context.Context, s *object.Store, o Options) (*Repository, error) 
 	if err != nil {
 		return nil, err
 	}
+	s.Anchor(descriptionName)
 	return r, r.read(text)
 }
 

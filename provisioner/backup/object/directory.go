@@ -32,6 +32,7 @@ func openDirectory(_ context.Context, l Location, _ source.Options) (Bucket, err
 		Classify: func(ctx context.Context, err error) error { return classifyFile(ctx, l.Path, err) },
 		Flush:    func() error { return syncFilesystem(l.Path) },
 		List:     directory(l.Path).list,
+		Has:      directory(l.Path).has,
 		Made:     directory(l.Path).share(info.Mode()),
 	}, nil
 }
@@ -71,6 +72,21 @@ func (d directory) list(ctx context.Context, prefix string, each func(Object) er
 	}
 	folder, _ := path.Split(prefix)
 	return d.walk(ctx, folder, prefix, each)
+}
+
+// has implements Bucket.Has: what is mounted at a directory can be unmounted at any time, and leaves one that is empty.
+func (d directory) has(name string) error {
+	_, err := os.Stat(filepath.Join(string(d), name))
+	if err == nil {
+		return nil
+	}
+	if _, err := directoryAt(string(d)); err != nil {
+		return err
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return backingimage.Errorf(backingimage.Precondition, "directory %s has no %s any more; mount what belongs there, or, to begin anew, remove the backup target and add it again", d, name)
+	}
+	return classifyErrno(err)
 }
 
 // walk lists a folder, which is empty or ends with a slash.

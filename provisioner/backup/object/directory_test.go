@@ -5,8 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/source"
 	"plinth.dev/plinth/provisioner/backup/object"
 )
@@ -48,6 +50,45 @@ func TestWhatAGroupSharesItCanWriteTo(t *testing.T) {
 				t.Errorf("%d things were made", found)
 			}
 		})
+	}
+}
+
+// TestNothingIsDoneInAnotherDirectorysPlace takes a directory away, as when what is mounted there is unmounted.
+func TestNothingIsDoneInAnotherDirectorysPlace(t *testing.T) {
+	ctx, dir := context.Background(), filepath.Join(t.TempDir(), "place")
+	must(t, os.Mkdir(dir, 0o700))
+	l, err := object.ParseLocation("url", "file://"+dir)
+	must(t, err)
+	s, err := object.Openers{}.Open(ctx, l, source.Options{}, object.Options{})
+	must(t, err)
+	must(t, s.Put(ctx, "anchor", []byte("here")))
+	must(t, s.Put(ctx, "object", []byte("content")))
+	s.Anchor("anchor")
+	calls := map[string]func() error{
+		"write":  func() error { return s.Put(ctx, "blocks/another", []byte("content")) },
+		"read":   func() error { _, err := s.Get(ctx, "object", 100); return err },
+		"list":   func() error { return s.List(ctx, "", func(object.Object) error { return nil }) },
+		"delete": func() error { return s.Delete(ctx, "object") },
+	}
+	mustRefuse := func() {
+		t.Helper()
+		for name, call := range calls {
+			if err := call(); !backingimage.Is(err, backingimage.Precondition) || !strings.Contains(err.Error(), "mount what belongs there") {
+				t.Errorf("%s: got %v", name, err)
+			}
+		}
+	}
+	must(t, os.Rename(dir, dir+".away"))
+	mustRefuse()
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the directory was made: %v", err)
+	}
+	must(t, os.Mkdir(dir, 0o700))
+	mustRefuse()
+	must(t, os.Remove(dir)) // it is empty
+	must(t, os.Rename(dir+".away", dir))
+	for _, name := range []string{"write", "read", "list"} {
+		must(t, calls[name]())
 	}
 }
 

@@ -38,6 +38,9 @@ type Bucket struct {
 	Flush func() error
 	// List gives all objects whose name begins with prefix, in order; nil where the bucket's own list does.
 	List func(ctx context.Context, prefix string, each func(Object) error) error
+	// Has is nil while the bucket has an object, else why it is not the one that is meant: for buckets that another can take the place of,
+	// as when a directory is unmounted. May be nil.
+	Has func(name string) error
 	// Made is called with each new file of a directory's bucket before it is written; it may be nil.
 	Made func(*os.File) error
 	// Sending prepares what as gives, as blob.WriterOptions.BeforeWrite has it, for the server to compare the object that it gets; nil where
@@ -81,6 +84,7 @@ func (o *Options) validate() {
 type Store struct {
 	bucket   Bucket
 	shown    string // its URL
+	anchor   string // see Anchor
 	options  Options
 	up, down *rate.Limiter // nil for no limit
 
@@ -113,6 +117,18 @@ func take(ctx context.Context, l *rate.Limiter, bytes int) error {
 		bytes -= part
 	}
 	return nil
+}
+
+// Anchor names an object that the bucket has from now on, before anybody else uses the store: where it is missing, the bucket is another one,
+// of which nothing is read, in which nothing is written, and where nothing proves to be missing.
+func (s *Store) Anchor(name string) { s.anchor = name }
+
+// anchored is nil where the anchor is; Precondition.
+func (s *Store) anchored() error {
+	if s.anchor == "" || s.bucket.Has == nil {
+		return nil
+	}
+	return s.bucket.Has(s.anchor)
 }
 
 // String is the store's URL.
@@ -289,7 +305,14 @@ const listPage = 1000
 // in it or not.
 func (s *Store) List(ctx context.Context, prefix string, each func(Object) error) error {
 	if s.bucket.List != nil {
-		if err := s.bucket.List(ctx, prefix, each); err != nil {
+		err := s.anchored()
+		if err == nil {
+			err = s.bucket.List(ctx, prefix, each)
+		}
+		if err == nil { // the whole list was the meant one's
+			err = s.anchored()
+		}
+		if err != nil {
 			return s.classifyList(ctx, prefix, err)
 		}
 		return nil
@@ -364,7 +387,13 @@ func (s *Store) ended(ctx context.Context, action, name string, last error) erro
 func (s *Store) once(ctx context.Context, attempt func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.options.Timeout, errTimeout(s.options.Timeout))
 	defer cancel()
-	err := attempt(ctx)
+	err := s.anchored()
+	if err == nil {
+		err = attempt(ctx)
+	}
+	if away := s.anchored(); away != nil { // whatever it did was done elsewhere
+		err = away
+	}
 	var classified *backingimage.Error
 	switch {
 	case err == nil, errors.As(err, &classified):
