@@ -115,7 +115,7 @@ func (r *repair) piece(ctx context.Context, index int64) ([]byte, error) {
 	if r.image.Spec.SourceType != v1alpha1.SourceDownload || r.record.Format != format.Raw || offset >= r.record.SourceBytes {
 		return nil, errWhole
 	}
-	from, err := r.agent.download(ctx, r.image.Spec.Parameters())
+	from, err := r.agent.behind(ctx, r.image.Spec.Parameters())
 	if err != nil {
 		return nil, err
 	}
