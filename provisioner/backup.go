@@ -133,7 +133,11 @@ func (p backups) delete(ctx context.Context, h Handle) error {
 	if err != nil || b.Spec.Volume != h.Volume {
 		return backingimage.IgnoreNotFound(err)
 	}
-	if users := p.restoringFrom(string(b.UID)); len(users) > 0 {
+	users, err := p.restoringFrom(ctx, string(b.UID))
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
 		return backingimage.Errorf(backingimage.InUse, "backup %s is being restored to volumes: %s; wait until they are ready, or delete them first", b.Name, strings.Join(users, ", "))
 	}
 	if err := p.store.Backups.Delete(ctx, b.Name); err != nil {
@@ -151,15 +155,15 @@ func (p backups) delete(ctx context.Context, h Handle) error {
 	return waited(err, "backup %s is not removed from target %s yet: %s", b.Name, b.Spec.Target, backupMessage(b))
 }
 
-// restoringFrom are the volumes that still need a backup to be made.
-func (p backups) restoringFrom(id string) []string {
-	var users []string
-	for _, v := range p.store.Volumes.List() {
+// restoringFrom are the volumes that still need a backup to be made, those included that the cache does not know yet.
+func (p backups) restoringFrom(ctx context.Context, id string) (users []string, err error) {
+	all, err := p.store.Volumes.LiveList(ctx)
+	for _, v := range all {
 		if r := v.Spec.Restore; r != nil && r.Backup == id && v.DeletionTimestamp == nil && v.Status.State != v1alpha1.VolumeReady && v.Status.State != v1alpha1.VolumeFailed {
 			users = append(users, v.Name)
 		}
 	}
-	return users
+	return users, err
 }
 
 // source makes a draft start from a backup.

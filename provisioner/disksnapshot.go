@@ -129,22 +129,26 @@ func (p diskSnapshots) delete(ctx context.Context, h Handle) error {
 	if err != nil {
 		return err
 	}
-	if users := p.restoring(s.Name); len(users) > 0 {
+	users, err := p.restoring(ctx, s.Name)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
 		return backingimage.Errorf(backingimage.InUse, "snapshot %s is still needed by volumes that are being made from it: %s; wait until they are ready, or delete them first", s.Name, strings.Join(users, ", "))
 	}
 	return p.remove(ctx, s)
 }
 
-// restoring are the volumes that still need a snapshot to be made.
-func (p diskSnapshots) restoring(snapshot string) []string {
-	var users []string
-	for _, v := range p.store.Volumes.List() {
+// restoring are the volumes that still need a snapshot to be made, those included that the cache does not know yet.
+func (p diskSnapshots) restoring(ctx context.Context, snapshot string) (users []string, err error) {
+	all, err := p.store.Volumes.LiveList(ctx)
+	for _, v := range all {
 		if v.Spec.SourceSnapshot == snapshot && v.DeletionTimestamp == nil && v.Status.State != v1alpha1.VolumeReady && v.Status.State != v1alpha1.VolumeFailed {
 			users = append(users, v.Name)
 		}
 	}
 	slices.Sort(users)
-	return users
+	return users, err
 }
 
 // remove deletes a Snapshot object and returns when it is gone, and its file with it.

@@ -11,7 +11,6 @@ import (
 
 	"plinth.dev/plinth/backingimage"
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
-	"plinth.dev/plinth/backingimage/store"
 )
 
 // imageSnapshots keeps snapshots of TypeImage: backing images that are exports of volumes, and those that hand-written handles name.
@@ -145,7 +144,11 @@ func (p imageSnapshots) delete(ctx context.Context, h Handle) error {
 	if err != nil {
 		return err
 	}
-	if users := p.users(image); len(users) > 0 {
+	users, err := p.users(ctx, image)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
 		return backingimage.Errorf(backingimage.InUse, "backing image %s, which is the snapshot, is used by %s; delete them first", image.Name, strings.Join(users, ", "))
 	}
 	if err := p.store.Images.Delete(ctx, image.Name); err != nil {
@@ -163,20 +166,24 @@ func (p imageSnapshots) delete(ctx context.Context, h Handle) error {
 	return waited(err, "snapshot %s: waiting for the image to be gone: %s", image.Name, image.Status.Message)
 }
 
-// users are the volumes and images that an image was or is to be made into.
-func (p imageSnapshots) users(image *v1alpha1.BackingImage) []string {
-	var users []string
-	for _, v := range p.store.Volumes.By(store.ByImage, image.Name) {
-		if v.Spec.Image.UID == string(image.UID) {
+// users are the volumes and images that an image was or is to be made into, those included that the cache does not know yet.
+func (p imageSnapshots) users(ctx context.Context, image *v1alpha1.BackingImage) (users []string, err error) {
+	volumes, err := p.store.Volumes.LiveList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range volumes {
+		if v.Spec.Image != nil && v.Spec.Image.UID == string(image.UID) {
 			users = append(users, "volume "+v.Name)
 		}
 	}
-	for _, i := range p.store.Images.List() {
+	images, err := p.store.Images.LiveList(ctx)
+	for _, i := range images {
 		if i.Spec.Clones(image.Name) && !meta.IsStatusConditionTrue(i.Status.Conditions, v1alpha1.ConditionReady) {
 			users = append(users, "image "+i.Name)
 		}
 	}
-	return users
+	return users, err
 }
 
 // source makes a draft start from the handle's image, whatever image the class names.
