@@ -159,7 +159,7 @@ func (p backups) delete(ctx context.Context, h Handle) error {
 func (p backups) restoringFrom(ctx context.Context, id string) (users []string, err error) {
 	all, err := p.store.Volumes.LiveList(ctx)
 	for _, v := range all {
-		if r := v.Spec.Restore; r != nil && r.Backup == id && v.DeletionTimestamp == nil && v.Status.State != v1alpha1.VolumeReady && v.Status.State != v1alpha1.VolumeFailed {
+		if r := v.Spec.Restore; r != nil && r.Backup == id && v.BeingMade() {
 			users = append(users, v.Name)
 		}
 	}

@@ -143,7 +143,7 @@ func (p diskSnapshots) delete(ctx context.Context, h Handle) error {
 func (p diskSnapshots) restoring(ctx context.Context, snapshot string) (users []string, err error) {
 	all, err := p.store.Volumes.LiveList(ctx)
 	for _, v := range all {
-		if v.Spec.SourceSnapshot == snapshot && v.DeletionTimestamp == nil && v.Status.State != v1alpha1.VolumeReady && v.Status.State != v1alpha1.VolumeFailed {
+		if v.Spec.SourceSnapshot == snapshot && v.BeingMade() {
 			users = append(users, v.Name)
 		}
 	}

@@ -68,7 +68,7 @@ func (p *Points) Reconcile(ctx context.Context, name string) (time.Duration, err
 
 // needsPoint reports whether a volume is still to be made of a volume on another disk.
 func needsPoint(v *v1alpha1.Volume) bool {
-	return v.Spec.SourceVolume != "" && v.Spec.SourceDisk != "" && v.DeletionTimestamp == nil && v.Status.State != v1alpha1.VolumeReady && v.Status.State != v1alpha1.VolumeFailed
+	return v.Spec.SourceVolume != "" && v.Spec.SourceDisk != "" && v.BeingMade()
 }
 
 // make has the point taken. Where the source volume is gone, the agent of the volume to be made finds that out, too, and says so.

@@ -281,25 +281,24 @@ func TestPopulator(t *testing.T) {
 		k.populated("data", uid, "golden")
 		k.remove("data")
 	})
-	t.Run("a class that lets no claim choose", func(t *testing.T) {
-		k := fresh(t)
-		k.ask("data", "empty", "golden")
-		k.until("a stand-in", func() bool { return len(k.standIns()) == 1 })
-		k.act()
-		k.events.until(t, "ProvisioningFailed", "by its spec.dataSourceRef, and its StorageClass does not let it")
-		k.remove("data")
-	})
-	t.Run("a claim that asks for two images", func(t *testing.T) {
-		k := fresh(t)
-		k.ask("data", "any", "golden")
-		c := k.claim("shop", "data")
-		c.Annotations["plinth.dev/backing-image"] = "silver"
-		k.put("persistentvolumeclaims", "shop", "data", c)
-		k.until("a stand-in", func() bool { return len(k.standIns()) == 1 })
-		k.act()
-		k.events.until(t, "ProvisioningFailed", "by spec.dataSourceRef and for")
-		k.remove("data")
-	})
+	for name, c := range map[string]struct{ class, annotated, says string }{
+		"a class that lets no claim choose": {"empty", "", "by its spec.dataSourceRef, and its StorageClass does not let it"},
+		"a claim that asks for two images":  {"any", "silver", "by spec.dataSourceRef and for"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := fresh(t)
+			k.ask("data", c.class, "golden")
+			if c.annotated != "" {
+				claim := k.claim("shop", "data")
+				claim.Annotations["plinth.dev/backing-image"] = c.annotated
+				k.put("persistentvolumeclaims", "shop", "data", claim)
+			}
+			k.until("a stand-in", func() bool { return len(k.standIns()) == 1 })
+			k.act()
+			k.events.until(t, "ProvisioningFailed", c.says)
+			k.remove("data")
+		})
+	}
 	t.Run("late binding waits for the scheduler, and has it choose again when there is no room", func(t *testing.T) {
 		k := fresh(t)
 		uid := k.ask("data", "late", "golden")

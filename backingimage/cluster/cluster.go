@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
@@ -85,16 +84,7 @@ func Resource[T store.Object, L runtime.Object](cfg *rest.Config, version schema
 
 // Informer makes a cache of a client's objects that a field selector finds; slim leaves out what nobody looks at. It starts nothing.
 func Informer[T store.Object, L runtime.Object](client *store.Resource[T, L], example T, fieldSelector string, slim cache.TransformFunc) cache.SharedIndexInformer {
-	informer := cache.NewSharedIndexInformer(store.PlainLists{ListWatch: &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = fieldSelector
-			return client.List(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = fieldSelector
-			return client.Watch(ctx, o)
-		},
-	}}, example, 0, nil)
+	informer := cache.NewSharedIndexInformer(store.Lists(client, fieldSelector), example, 0, nil)
 	if err := informer.SetTransform(slim); err != nil {
 		panic(err) // only one that has started refuses
 	}

@@ -48,9 +48,9 @@ func (i indexes[T]) indexers() cache.Indexers {
 	return all
 }
 
-func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string, by indexes[T]) *Kind[T] {
-	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
-	lw := PlainLists{&cache.ListWatch{
+// Lists are what a cache is filled from: a client's objects that a field selector finds.
+func Lists[T Object, L runtime.Object](client *Resource[T, L], fieldSelector string) PlainLists {
+	return PlainLists{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = fieldSelector
 			return client.List(ctx, o)
@@ -60,7 +60,11 @@ func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], ex
 			return client.Watch(ctx, o)
 		},
 	}}
-	informer := cache.NewSharedIndexInformerWithOptions(lw, example, cache.SharedIndexInformerOptions{Indexers: by.indexers()})
+}
+
+func newKind[T Object, L runtime.Object](name string, client *Resource[T, L], example T, fieldSelector string, by indexes[T]) *Kind[T] {
+	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) }
+	informer := cache.NewSharedIndexInformerWithOptions(Lists(client, fieldSelector), example, cache.SharedIndexInformerOptions{Indexers: by.indexers()})
 	if err := informer.SetTransform(withoutManagedFields); err != nil {
 		panic(err) // only one that has started refuses
 	}

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"google.golang.org/grpc/resolver"
+
 	"plinth.dev/plinth/test/e2e/rig"
 )
 
@@ -32,6 +34,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	ctx := context.Background()
+	resolver.Register(services{}) // before anybody asks
 	var err error
 	if *kubeconfig != "" {
 		err = useCluster(ctx)

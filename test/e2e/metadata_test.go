@@ -184,8 +184,6 @@ func (s *space) mustRefuse(args iterator.Args) {
 // Services do that; here there is neither.
 type services struct{}
 
-func init() { resolver.Register(services{}) }
-
 // Scheme implements resolver.Builder: what a name without a scheme has.
 func (services) Scheme() string { return "dns" }
 

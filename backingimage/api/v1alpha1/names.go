@@ -83,6 +83,11 @@ func (v *Volume) Waits() bool {
 	return v.Spec.Image != nil && !v.Spec.ReadOnlyMany && v.Spec.SourceVolume == "" && v.Spec.SourceSnapshot == "" && v.Status.State != VolumeReady && v.DeletionTimestamp == nil
 }
 
+// BeingMade reports whether a volume is not made yet and still can be, so that it needs what it is made from.
+func (v *Volume) BeingMade() bool {
+	return v.DeletionTimestamp == nil && v.Status.State != VolumeReady && v.Status.State != VolumeFailed
+}
+
 // Final reports whether a copy has failed and trying again, with nothing changed, cannot help.
 func (c *BackingImageCopy) Final() bool {
 	return c.Status.State == CopyFailed && c.Status.NextTryTime == nil
