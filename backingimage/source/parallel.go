@@ -14,7 +14,7 @@ import (
 
 // PieceBytes is the size of what one request of a parallel download asks for. Large enough that waiting for the first byte
 // costs little of its time on a link with long round trips; connections+2 of them are kept in memory.
-const PieceBytes = 4 << 20
+const PieceBytes = 6 << 20
 
 // Parallel makes a Source that reads large files over so many connections at once, as far as s can. Its Body gives the
 // bytes in order.
