@@ -3,12 +3,14 @@ package node_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"plinth.dev/plinth/backingimage/api/v1alpha1"
@@ -48,7 +50,8 @@ func mustRot(t *testing.T, tune func(*node.Options), disks int) *rotting {
 // flip flips a byte of a copy at each offset.
 func (m *rotting) flip(t *testing.T, d int, i *v1alpha1.BackingImage, offsets ...int64) {
 	t.Helper()
-	must(t, m.Disks[d].ChangeImage(string(i.UID), func(f *os.File) error {
+	flipped := false
+	change := func(f *os.File) error {
 		for _, at := range offsets {
 			var b [1]byte
 			_, err := f.ReadAt(b[:], at)
@@ -60,8 +63,16 @@ func (m *rotting) flip(t *testing.T, d int, i *v1alpha1.BackingImage, offsets ..
 				return err
 			}
 		}
+		flipped = true
 		return f.Sync()
-	}))
+	}
+	until(t, "the bytes are flipped", func() bool {
+		err := m.Disks[d].ChangeImage(string(i.UID), change)
+		if !errors.Is(err, unix.EPERM) { // the agent, which has just made the copy, may close the seal in between
+			must(t, err)
+		}
+		return flipped
+	})
 }
 
 func (m *rotting) copyName(d int, i *v1alpha1.BackingImage) string {
